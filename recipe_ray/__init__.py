@@ -1,0 +1,1 @@
+"""RECIPE on Ray: lifelong knowledge editing of frozen LLMs by retrieved continuous prompts."""
