@@ -1,0 +1,271 @@
+"""The editor: everything RECIPE trains, its encoding of facts and queries, and its directory on disk.
+
+Shape letters: B queries, F facts, C pooled width, K key width, P virtual tokens, D LLM width, S sentinel tokens.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_dict
+from recipe_ray.errors import EditorError
+from recipe_ray.model.encoder import TextEncoder, empty_encoder, load_encoder
+from recipe_ray.model.hub import pick_device
+
+WEIGHTS_FILE = "editor.safetensors"
+CARD_FILE = "editor.json"
+ENCODER_FOLDER = "encoder"
+SENTINEL_TENSOR = "sentinel_key"  # derived from the weights; kept so that the identity is read without a model
+SENTINEL_INIT_RANGE = 0.05  # of the authors' code
+TOKENS_PER_BATCH = 8192  # of inference, padding included: bounds memory whatever the texts' lengths
+
+
+class Head(nn.Module):
+    """head(c) = ReLU(W2 x + b2) + x with x = W1 c + b1 (paper equation 2)."""
+
+    def __init__(self, pooled_width: int, key_width: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(pooled_width, key_width)
+        self.transform = nn.Linear(key_width, key_width)
+
+    def forward(self, pooled_BC: Tensor) -> Tensor:
+        """[B, C] to [B, K]."""
+        x_BK = self.project(pooled_BC)
+        return cast(Tensor, functional.relu(self.transform(x_BK)) + x_BK)
+
+
+class PromptEncoder(nn.Module):
+    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D) (paper equation 3)."""
+
+    def __init__(self, key_width: int, num_virtual_tokens: int, llm_width: int) -> None:
+        super().__init__()
+        self.shape = (num_virtual_tokens, llm_width)
+        self.transform = nn.Linear(key_width, key_width)
+        self.project = nn.Linear(key_width, num_virtual_tokens * llm_width)
+
+    def forward(self, keys_FK: Tensor) -> Tensor:
+        """[F, K] to [F, P, D]."""
+        prompts = self.project(functional.relu(self.transform(keys_FK)) + keys_FK)
+        return cast(Tensor, prompts.unflatten(-1, self.shape))
+
+
+class Editor(nn.Module):
+    """Retriever, prompt encoder and Knowledge Sentinel.
+
+    Queries carry the similarity's scale, so `queries_BK @ keys_FK.T` are the logits of the contrastive losses and the
+    scores of retrieval alike: q·k/√K for `inner_product`, the learned temperature times the cosine for `cosine`.
+    """
+
+    def __init__(self, config: EditorConfig, encoder: TextEncoder, *, llm_width: int) -> None:
+        super().__init__()
+        self.config = config
+        self.llm_width = llm_width
+        self.encoder = encoder
+        self.key_head = Head(encoder.width, config.key_width)
+        self.query_head = Head(encoder.width, config.key_width)
+        # One start for both heads: then a query already lies near the key of a like statement, since a random
+        # projection keeps inner products; two independent starts would hide what the encoder knows.
+        self.query_head.load_state_dict(self.key_head.state_dict())
+        self.prompt_encoder = PromptEncoder(config.key_width, config.num_virtual_tokens, llm_width)
+        sentinel_SH = torch.empty(config.num_sentinel_tokens, encoder.hidden_width)
+        self.sentinel_SH = nn.Parameter(sentinel_SH.uniform_(-SENTINEL_INIT_RANGE, SENTINEL_INIT_RANGE))
+        if config.similarity == "cosine":
+            self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the editor computes."""
+        return self.sentinel_SH.device
+
+    def keys(self, pooled_FC: Tensor) -> Tensor:
+        """Keys [F, K] of pooled statements."""
+        keys_FK = self.key_head(pooled_FC)
+        return functional.normalize(keys_FK, dim=-1) if self.config.similarity == "cosine" else keys_FK
+
+    def queries(self, pooled_BC: Tensor) -> Tensor:
+        """Queries [B, K] of pooled prompts, scaled."""
+        queries_BK = self.query_head(pooled_BC)
+        if self.config.similarity == "cosine":
+            return functional.normalize(queries_BK, dim=-1) * self.log_scale.exp()
+        return cast(Tensor, queries_BK / math.sqrt(self.config.key_width))
+
+    def sentinel(self) -> Tensor:
+        """Θ [K], the sentinel's key."""
+        return self.keys(self.encoder.embed(self.sentinel_SH[None]))[0]
+
+    def prompts(self, keys_FK: Tensor) -> Tensor:
+        """Continuous prompts [F, P, D]: a function of the keys alone."""
+        if self.config.similarity == "cosine":
+            keys_FK = keys_FK * math.sqrt(self.config.key_width)  # entries of unit size, as the layers expect
+        return cast(Tensor, self.prompt_encoder(keys_FK))
+
+    @torch.inference_mode()
+    def encode_facts(self, statements: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Keys [F, K] and continuous prompts [F, P, D] of statements, float32."""
+        keys = np.empty((len(statements), self.config.key_width), np.float32)
+        prompts = np.empty((len(statements), self.config.num_virtual_tokens, self.llm_width), np.float32)
+        for rows, pooled_BC in self._pooled_batches(statements):
+            keys_BK = self.keys(pooled_BC)
+            keys[rows] = keys_BK.float().cpu().numpy()
+            prompts[rows] = self.prompts(keys_BK).float().cpu().numpy()
+        return keys, prompts
+
+    @torch.inference_mode()
+    def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Queries [B, K], float32, scaled."""
+        encoded = np.empty((len(queries), self.config.key_width), np.float32)
+        for rows, pooled_BC in self._pooled_batches(queries):
+            encoded[rows] = self.queries(pooled_BC).float().cpu().numpy()
+        return encoded
+
+    def _pooled_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
+        """Pool texts of like length together; yields rows of the result and their vectors."""
+        token_ids = self.encoder.tokenize(texts)
+        batch: list[int] = []
+        for row in sorted(range(len(texts)), key=lambda row: -len(token_ids[row])):
+            longest = len(token_ids[batch[0] if batch else row])
+            if batch and longest * (len(batch) + 1) > TOKENS_PER_BATCH:
+                yield batch, self.encoder(*self.encoder.pad([token_ids[row] for row in batch]))
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch, self.encoder(*self.encoder.pad([token_ids[row] for row in batch]))
+
+    def fingerprint(self) -> str:
+        """Hex digest over shape and weights: equal fingerprints give equal keys."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    @torch.inference_mode()
+    def identity(self) -> EditorIdentity:
+        """What tables keep of this editor."""
+        return _identity(self.config, self.fingerprint(), self.llm_width, self.sentinel().float().cpu().numpy())
+
+    def save(self, directory: str | Path, *, extra: dict[str, Any] | None = None) -> None:
+        """Write the editor's directory: weights, card, encoder config and tokenizer; `extra` goes into the card."""
+        path = Path(directory)
+        path.mkdir(parents=True, exist_ok=True)
+        self.encoder.model.config.save_pretrained(path / ENCODER_FOLDER)
+        self.encoder.tokenizer.save_pretrained(path / ENCODER_FOLDER)
+        identity = self.identity()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        save_file({**weights, SENTINEL_TENSOR: torch.from_numpy(identity.sentinel_K)}, path / WEIGHTS_FILE)
+        card = {
+            "config": self.config.to_dict(),
+            "fingerprint": identity.fingerprint,
+            "llm_width": self.llm_width,
+            **(extra or {}),
+        }
+        (path / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
+
+
+def new_editor(config: EditorConfig, *, llm_embedding: nn.Module, llm_width: int) -> Editor:
+    """A fresh editor on a pretrained encoder, its prompts of the size of the LLM's own token embeddings.
+
+    Args:
+        config: the editor's shape.
+        llm_embedding: the LLM's input embedding module, read for its scale.
+        llm_width: D.
+    """
+    editor = Editor(config, load_encoder(config.encoder, config.pooling), llm_width=llm_width)
+    vocabulary = torch.arange(cast(Any, llm_embedding).num_embeddings)
+    with torch.no_grad():
+        sample_ND = llm_embedding(vocabulary[:: max(1, len(vocabulary) // 1024)].to(_device_of(llm_embedding)))
+        keys_FK = torch.randn(256, config.key_width)
+        ratio = sample_ND.float().std().cpu() / editor.prompt_encoder(keys_FK).std()
+        editor.prompt_encoder.project.weight.mul_(ratio)
+        editor.prompt_encoder.project.bias.zero_()
+    return editor
+
+
+def load_editor(path: str | Path, device: str = "auto") -> Editor:
+    """Load the directory that `Editor.save` wrote, in evaluation mode.
+
+    Raises:
+        EditorError: no editor there, damaged, or written by another version.
+        ConfigError: a device that this machine lacks.
+    """
+    where = pick_device(device)
+    folder = Path(path)
+    card = _read_card(folder)
+    config = editor_config_from_dict(card["config"], place=str(folder / CARD_FILE))
+    editor = Editor(
+        config, empty_encoder(str(folder / ENCODER_FOLDER), config.pooling), llm_width=card["llm_width"]
+    )
+    try:
+        weights = load_file(folder / WEIGHTS_FILE)
+        weights.pop(SENTINEL_TENSOR)
+        editor.load_state_dict(weights)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise EditorError(f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again") from error
+    if editor.fingerprint() != card["fingerprint"]:
+        raise EditorError(
+            f"{folder}: weights of fingerprint {editor.fingerprint()}, but {CARD_FILE} says {card['fingerprint']}; "
+            "the files are not of one training, copy the whole directory again"
+        )
+    return editor.to(where).eval()
+
+
+def read_identity(path: str | Path) -> EditorIdentity:
+    """What `Editor.identity` gives, read from the directory without building a model.
+
+    Raises:
+        EditorError: no editor there, or damaged.
+    """
+    folder = Path(path)
+    card = _read_card(folder)
+    config = editor_config_from_dict(card["config"], place=str(folder / CARD_FILE))
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
+            sentinel_K = weights.get_tensor(SENTINEL_TENSOR)
+    except (OSError, SafetensorError) as error:
+        raise EditorError(f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again") from error
+    return _identity(config, card["fingerprint"], card["llm_width"], sentinel_K)
+
+
+def _identity(
+    config: EditorConfig, fingerprint: str, llm_width: int, sentinel_K: npt.NDArray[np.float32]
+) -> EditorIdentity:
+    return EditorIdentity(
+        fingerprint=fingerprint,
+        encoder=config.encoder,
+        llm=config.llm,
+        llm_width=llm_width,
+        key_width=config.key_width,
+        num_virtual_tokens=config.num_virtual_tokens,
+        sentinel_K=sentinel_K,
+    )
+
+
+def _read_card(folder: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((folder / CARD_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise EditorError(
+            f"{folder}: no trained editor there ({_one_line(error)}); give the directory that jobs/train.py printed"
+        ) from error
+    if missing := {"config", "fingerprint", "llm_width"} - set(card):
+        raise EditorError(f"{folder / CARD_FILE}: {min(missing)!r} is missing; train or copy the editor again")
+    return cast("dict[str, Any]", card)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,0 +1,133 @@
+"""The text encoder f_rm: a Hugging Face bidirectional model and masked pooling (paper section 4.1, equation 1).
+
+Shape letters: B texts, T tokens, H encoder width, C width of the pooled vector (H times the parts pooled).
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+
+from recipe_ray.config import Pooling
+from recipe_ray.errors import ConfigError
+from recipe_ray.model.hub import loading, model_source
+
+
+class TextEncoder(nn.Module):
+    """Pools the token outputs of a bidirectional encoder into one vector a text.
+
+    Args:
+        model: the encoder; trained with everything else.
+        tokenizer: its tokenizer.
+        pooling: the parts, in the order in which they are concatenated.
+
+    Raises:
+        ConfigError: `pooler` is asked of an encoder that has no pooler output.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pooling: Sequence[Pooling]) -> None:
+        super().__init__()
+        self.model = cast(Any, model)
+        self.tokenizer = tokenizer
+        self.pooling = tuple(pooling)
+        if "pooler" in self.pooling and getattr(model, "pooler", None) is None:
+            raise ConfigError(f"pooling names 'pooler', but {type(model).__name__} has none; leave it out")
+
+    @property
+    def hidden_width(self) -> int:
+        """H."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def width(self) -> int:
+        """C, the width of the pooled vector."""
+        return self.hidden_width * len(self.pooling)
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens; RoBERTa's positions begin behind its padding id."""
+        config = self.model.config
+        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+        return int(config.max_position_embeddings) - offset
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids with the encoder's special tokens. Of a text that is too long the end is kept: the question."""
+        encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        limit = self.max_tokens
+        return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in cast("list[list[int]]", encoded)]
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and mask, both int64 [B, T], on the encoder's device."""
+        width = max(map(len, token_ids))
+        ids_BT = torch.full((len(token_ids), width), int(self.model.config.pad_token_id or 0), dtype=torch.long)
+        mask_BT = torch.zeros_like(ids_BT)
+        for row, ids in enumerate(token_ids):
+            ids_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+            mask_BT[row, : len(ids)] = 1
+        device = self.model.device
+        return ids_BT.to(device), mask_BT.to(device)
+
+    def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
+        """Pooled vectors [B, C] of padded token ids."""
+        return self._pool(self.model(input_ids=ids_BT, attention_mask=mask_BT), mask_BT)
+
+    def embed(self, embeddings_BTH: Tensor) -> Tensor:
+        """Pooled vectors [B, C] of embedding vectors without tokens.
+
+        The encoder adds its position embeddings and embedding LayerNorm, as it does to every text (the authors' code
+        enters behind both); so the sentinel lives where texts live.
+        """
+        mask_BT = torch.ones(embeddings_BTH.shape[:2], dtype=torch.long, device=embeddings_BTH.device)
+        return self._pool(self.model(inputs_embeds=embeddings_BTH, attention_mask=mask_BT), mask_BT)
+
+    def _pool(self, output: Any, mask_BT: Tensor) -> Tensor:
+        pooler_BH = output.pooler_output if "pooler" in self.pooling else None
+        return pool(output.last_hidden_state, mask_BT, self.pooling, pooler_BH)
+
+
+def pool(hidden_BTH: Tensor, mask_BT: Tensor, parts: Sequence[Pooling], pooler_BH: Tensor | None = None) -> Tensor:
+    """Concatenate poolings over the tokens that are no padding: [B, T, H] and [B, T] to [B, C]."""
+    padding_BT1 = mask_BT[..., None] == 0
+    pooled = []
+    for part in parts:
+        if part == "max":
+            pooled.append(hidden_BTH.masked_fill(padding_BT1, -torch.inf).amax(1))
+        elif part == "min":
+            pooled.append(hidden_BTH.masked_fill(padding_BT1, torch.inf).amin(1))
+        elif part == "mean":
+            pooled.append(hidden_BTH.masked_fill(padding_BT1, 0).sum(1) / mask_BT.sum(1, keepdim=True))
+        else:
+            assert pooler_BH is not None  # TextEncoder refuses encoders without one
+            pooled.append(pooler_BH)
+    return torch.cat(pooled, -1)
+
+
+def load_encoder(name: str, pooling: Sequence[Pooling]) -> TextEncoder:
+    """Load a pretrained encoder in float32 by Hugging Face id, path or `testbed`.
+
+    Raises:
+        ModelError: not there or unreadable.
+        ConfigError: it lacks what `pooling` names.
+    """
+    source = model_source(name, "encoder")
+    with loading(name, "encoder"):
+        model = AutoModel.from_pretrained(source, dtype=torch.float32, **_pooler_option(source, pooling))
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    return TextEncoder(model, tokenizer, pooling)
+
+
+def empty_encoder(directory: str, pooling: Sequence[Pooling]) -> TextEncoder:
+    """The encoder that a directory's config describes, with weights still to be filled in."""
+    with loading(directory, "encoder"):
+        config = AutoConfig.from_pretrained(directory)
+        model = AutoModel.from_config(config, **_pooler_option(directory, pooling))
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+    return TextEncoder(model, tokenizer, pooling)
+
+
+def _pooler_option(source: str, pooling: Sequence[Pooling]) -> dict[str, bool]:
+    """BERT's kin build an untrained pooler unless told not to; parameters that nothing uses would stall DDP."""
+    has_pooler = AutoConfig.from_pretrained(source).model_type in ("bert", "roberta", "xlm-roberta", "camembert")
+    return {"add_pooling_layer": False} if has_pooler and "pooler" not in pooling else {}

@@ -1,0 +1,59 @@
+"""Where models come from: a Hugging Face id, a local directory, or the testbed that ships with the package."""
+
+import contextlib
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+
+from recipe_ray.config import TESTBED
+from recipe_ray.errors import ConfigError, ModelError
+
+
+def model_source(name: str, part: Literal["llm", "encoder"]) -> str:
+    """What to hand to `from_pretrained`: the shipped weights' directory for `testbed`, else the name itself.
+
+    Raises:
+        ModelError: the name looks like a path and there is nothing, so that no hub is asked for it.
+    """
+    if name == TESTBED:
+        return str(Path(str(files("recipe_ray.testbed"))) / "weights" / part)
+    if name.startswith(("/", "./", "../", "~")):
+        path = Path(name).expanduser()
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{part} {name}: no config.json there; give the directory of a Hugging Face model")
+        return str(path)
+    return name
+
+
+@contextlib.contextmanager
+def loading(name: str, part: str) -> Iterator[None]:
+    """Translate what goes wrong while transformers loads a model into one `ModelError`."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{part} {name}: cannot be loaded ({reason}); give a Hugging Face id that this machine can reach, "
+            f"a local directory, or {TESTBED!r}"
+        ) from error
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is the GPU where there is one, else the CPU; anything else is PyTorch's device string.
+
+    Raises:
+        ConfigError: not a device, or one that this machine lacks.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; give auto, cpu, cuda or cuda:N") from error
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {device!r}, but PyTorch sees no GPU here; give auto or cpu")
+    return picked

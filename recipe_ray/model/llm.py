@@ -1,0 +1,250 @@
+"""The frozen LLM: any Hugging Face causal LM, prefixed through its input embeddings, never changed.
+
+Shape letters: B rows, T padded length, A answer length, P virtual tokens, D LLM width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from recipe_ray.config import PromptPosition
+from recipe_ray.errors import EditorError
+from recipe_ray.model.hub import loading, model_source, pick_device
+from recipe_ray.model.prefix import PaddedRows, pad_rows
+
+UNBOUNDED_CONTEXT = 2**20  # for models that state no limit (some tokenizers say 1e30)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What the LLM gave for one prompt.
+
+    Attributes:
+        text: the new text, cut before the stop text.
+        token_ids: the new tokens as generated, end-of-sequence and stop text included.
+        num_prompt_tokens: tokens of the prompt, without virtual tokens.
+        finish_reason: `stop` at a stop text or end-of-sequence, `length` at the limit.
+    """
+
+    text: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+class FrozenLLM:
+    """A causal LM in evaluation mode whose parameters take no gradient.
+
+    Args:
+        model: the LM; moved nowhere, changed nowhere but for its `requires_grad` flags.
+        tokenizer: its tokenizer; needs no padding token.
+        name: how messages and tables call it.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> None:
+        self.model = cast(Any, model).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self.eos_token_ids = _eos_token_ids(self.model, tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LM computes."""
+        return cast(torch.device, self.model.device)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the input embeddings."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Context in tokens, virtual tokens and answer included."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or UNBOUNDED_CONTEXT)
+
+    def check_prompt_width(self, width: int) -> None:
+        """Refuse continuous prompts that were made for an LLM of another width.
+
+        Raises:
+            EditorError: naming both widths.
+        """
+        check_prompt_width(self.name, self.width, width)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a prompt, with BOS where the tokenizer adds one."""
+        return cast("list[int]", self.tokenizer(text)["input_ids"])
+
+    def tokenize_answer(self, text: str) -> list[int]:
+        """Token ids of an answer that continues a prompt: no special tokens."""
+        return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens that `text` takes as a prompt."""
+        return len(self.tokenize(text))
+
+    def pad(
+        self, token_ids: Sequence[Sequence[int]], num_virtual_tokens: Sequence[int], position: PromptPosition
+    ) -> PaddedRows:
+        """`pad_rows` for this LM's tokenizer and device."""
+        return pad_rows(
+            token_ids,
+            num_virtual_tokens=num_virtual_tokens,
+            position=position,
+            bos_token_id=self.tokenizer.bos_token_id,
+            device=self.device,
+        )
+
+    def answer_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, *, num_answer_tokens: int) -> Tensor:
+        """Logits [B, A, V] that predict the last A tokens of every row; no others are computed."""
+        output = self.model(
+            inputs_embeds=rows.embed(self.embedding, prompts_RPD),
+            attention_mask=rows.mask_BT,
+            position_ids=rows.position_ids_BT,
+            use_cache=False,
+            logits_to_keep=num_answer_tokens + 1,
+        )
+        return cast(Tensor, output.logits[:, :-1])
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        prefixes: Sequence[npt.NDArray[np.floating[Any]] | None],
+        *,
+        max_new_tokens: int,
+        position: PromptPosition = "first",
+        stop: Sequence[str] = (),
+    ) -> list[Generation]:
+        """Complete prompts greedily in one batch, rows with and without a continuous prompt side by side.
+
+        Args:
+            prompts: B texts.
+            prefixes: B continuous prompts [P, D], None for the unedited LLM.
+            max_new_tokens: at most so many a row.
+            position: where the continuous prompt stands.
+            stop: texts before which an answer ends.
+        """
+        given = [prefix for prefix in prefixes if prefix is not None]
+        for prefix in given:
+            self.check_prompt_width(prefix.shape[-1])
+        prompt_ids = [self.tokenize(prompt) for prompt in prompts]
+        rows = self.pad(prompt_ids, [0 if prefix is None else len(prefix) for prefix in prefixes], position)
+        stacked = torch.from_numpy(np.stack(given).astype(np.float32)).to(self.device) if given else None
+        criteria = StoppingCriteriaList([_StopAtText(self.tokenizer, stop)] if stop else [])
+        output_BN = self.model.generate(
+            inputs_embeds=rows.embed(self.embedding, stacked),
+            attention_mask=rows.mask_BT,
+            generation_config=GenerationConfig(
+                do_sample=False,
+                num_beams=1,
+                max_new_tokens=max_new_tokens,
+                eos_token_id=self.eos_token_ids or None,
+                pad_token_id=self.eos_token_ids[0] if self.eos_token_ids else 0,
+            ),
+            stopping_criteria=criteria,
+        )
+        return [
+            self._finish(new, len(ids), stop)
+            for new, ids in zip(output_BN.tolist(), prompt_ids, strict=True)
+        ]
+
+    def _finish(self, token_ids: list[int], num_prompt_tokens: int, stop: Sequence[str]) -> Generation:
+        """Cut one row where its own answer ends: other rows of the batch may have gone on."""
+        finish: Literal["stop", "length"] = "length"
+        for end, token in enumerate(token_ids):
+            if token in self.eos_token_ids:
+                token_ids, finish = token_ids[: end + 1], "stop"
+                break
+        text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        if cut := [place for place in (text.find(part) for part in stop) if place >= 0]:
+            text, finish = text[: min(cut)], "stop"
+            token_ids = self._until_stop(token_ids, stop)
+        return Generation(
+            text=text, token_ids=token_ids, num_prompt_tokens=num_prompt_tokens, finish_reason=finish
+        )
+
+    def _until_stop(self, token_ids: list[int], stop: Sequence[str]) -> list[int]:
+        for end in range(1, len(token_ids) + 1):
+            text = self.tokenizer.decode(token_ids[:end], skip_special_tokens=True)
+            if any(part in text for part in stop):
+                return token_ids[:end]
+        return token_ids
+
+
+class _StopAtText(StoppingCriteria):
+    """Ends a row once its new text holds a stop text."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str]) -> None:
+        self.tokenizer = tokenizer
+        self.stop = tuple(stop)
+        # A token is at least a byte, so a stop text that the newest token completes lies within this many tokens.
+        self.tail = max(len(text.encode()) for text in stop) + 1
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        texts = self.tokenizer.batch_decode(input_ids[:, -self.tail :], skip_special_tokens=True)
+        return torch.tensor(
+            [any(part in text for part in self.stop) for text in texts], dtype=torch.bool, device=input_ids.device
+        )
+
+
+def load_llm(name: str, device: str = "auto") -> FrozenLLM:
+    """Load a causal LM by Hugging Face id, path or `testbed`: bfloat16 on a GPU, float32 on a CPU.
+
+    Raises:
+        ModelError: not there, not a causal LM, or unreadable.
+        ConfigError: a device that this machine lacks.
+    """
+    where = pick_device(device)
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        model = AutoModelForCausalLM.from_pretrained(
+            source, dtype=torch.bfloat16 if where.type == "cuda" else torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    return FrozenLLM(model.to(where), tokenizer, name=name)
+
+
+def llm_width(name: str) -> int:
+    """D of an LLM, from its configuration alone."""
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        return int(AutoConfig.from_pretrained(source).get_text_config().hidden_size)
+
+
+def check_prompt_width(llm: str, llm_width: int, prompt_width: int) -> None:
+    """Refuse continuous prompts that were made for an LLM of another width.
+
+    Raises:
+        EditorError: naming both widths.
+    """
+    if prompt_width != llm_width:
+        raise EditorError(
+            f"LLM {llm} has width {llm_width}, but the editor's prompts have width {prompt_width}; "
+            "serve the LLM the editor was trained for, or train an editor for this one"
+        )
+
+
+def _eos_token_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What ends a text: chat models name several tokens in their generation config."""
+    stated = model.generation_config.eos_token_id if model.generation_config else None
+    if stated is None:
+        stated = tokenizer.eos_token_id
+    if stated is None:
+        return []
+    return [stated] if isinstance(stated, int) else list(stated)

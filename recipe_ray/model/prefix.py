@@ -1,0 +1,80 @@
+"""Rows for a causal LM: token ids, left-padded, with room for a continuous prompt.
+
+Shape letters: B rows, T padded length, P virtual tokens, D LLM width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recipe_ray.config import PromptPosition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddedRows:
+    """Rows of different length, aligned at their ends, so that the last tokens of all rows share their columns.
+
+    Attributes:
+        ids_BT: int64 token ids; 0 in padding and in the slots of virtual tokens.
+        mask_BT: int64, 1 where a token or a virtual token stands.
+        prefixed_R: int64, the R ≤ B rows that carry a continuous prompt.
+        slots_RP: int64, the columns of those rows' virtual tokens.
+    """
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    prefixed_R: Tensor
+    slots_RP: Tensor
+
+    @property
+    def position_ids_BT(self) -> Tensor:
+        """Positions that count from each row's first token, so that a padded row gives what a single one gives."""
+        return (self.mask_BT.cumsum(-1) - 1).clamp(min=0)
+
+    def embed(self, embedding: nn.Module, prompts_RPD: Tensor | None) -> Tensor:
+        """Input embeddings [B, T, D] by the LLM's own embedding module (which may scale them), prompts in their slots."""
+        embeds_BTD: Tensor = embedding(self.ids_BT)
+        if prompts_RPD is None or len(self.prefixed_R) == 0:
+            return embeds_BTD
+        index = (self.prefixed_R[:, None].expand_as(self.slots_RP), self.slots_RP)
+        return embeds_BTD.index_put(index, prompts_RPD.to(embeds_BTD.dtype))
+
+
+def pad_rows(
+    token_ids: Sequence[Sequence[int]],
+    *,
+    num_virtual_tokens: Sequence[int],
+    position: PromptPosition,
+    bos_token_id: int | None,
+    device: torch.device,
+) -> PaddedRows:
+    """Lay out rows of token ids.
+
+    Args:
+        token_ids: one list a row, BOS included where the tokenizer adds one.
+        num_virtual_tokens: per row, P or 0 (no prompt); all rows with a prompt share one P.
+        position: where the virtual tokens stand; `after_bos` in a row without BOS means first.
+        bos_token_id: the tokenizer's BOS, None where it has none.
+    """
+    lengths = [len(ids) + num for ids, num in zip(token_ids, num_virtual_tokens, strict=True)]
+    width = max(lengths)
+    ids_BT = torch.zeros(len(lengths), width, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    prefixed, slots = [], []
+    for row, (ids, num, length) in enumerate(zip(token_ids, num_virtual_tokens, lengths, strict=True)):
+        start = width - length
+        mask_BT[row, start:] = 1
+        lead = 1 if position == "after_bos" and ids and ids[0] == bos_token_id else 0
+        ids_BT[row, start : start + lead] = torch.tensor(ids[:lead], dtype=torch.long)
+        ids_BT[row, start + lead + num :] = torch.tensor(ids[lead:], dtype=torch.long)
+        if num:
+            prefixed.append(row)
+            slots.append(range(start + lead, start + lead + num))
+    return PaddedRows(
+        ids_BT=ids_BT.to(device),
+        mask_BT=mask_BT.to(device),
+        prefixed_R=torch.tensor(prefixed, dtype=torch.long, device=device),
+        slots_RP=torch.tensor([list(slot) for slot in slots], dtype=torch.long, device=device),
+    )
