@@ -94,6 +94,110 @@ class EditorIdentity:
     sentinel_K: npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossWeights:
+    """Weights of the loss terms; 0 leaves a term out, and its forward pass with it.
+
+    Attributes:
+        neighbour: queries against their own key (both contrastive terms of the paper have weight 1).
+        sentinel: queries against the Knowledge Sentinel.
+        edit: reliability and generality.
+        locality: KL between the edited and the unedited LLM.
+    """
+
+    neighbour: float = 1.0
+    sentinel: float = 1.0
+    edit: float = 1.0
+    locality: float = 1.0
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) < 0:
+                raise ConfigError(f"loss weight {field.name} is {getattr(self, field.name)}; give 0 or more")
+        if not any(getattr(self, field.name) for field in dataclasses.fields(self)):
+            raise ConfigError("all loss weights are 0; there is nothing to train")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """A stretch of training with its own loss weights."""
+
+    num_steps: int
+    weights: LossWeights = LossWeights()
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ConfigError(f"a stage has {self.num_steps} steps; give 1 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How an editor is trained.
+
+    Attributes:
+        editor: shape of the trained modules, and the LLM and encoder they are trained for.
+        stages: one after another.
+        batch_size: edits a step and worker.
+        encoder_lr: peak learning rate of the text encoder (paper: 1e-5 for everything, with pretrained RoBERTa).
+        head_lr: of heads, sentinel and temperature.
+        prompt_lr: of the prompt encoder.
+        warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
+        max_grad_norm: gradients are scaled down to this norm.
+        answer_end: text behind every target that the edited LLM must say too, so that answers end; empty for none.
+        seed: of weights and data.
+        num_workers: data-parallel workers of one training.
+        cpus_per_worker: CPUs a worker reserves and computes with; None shares out what the cluster has.
+        device: auto, cpu or cuda.
+        log_every: steps between two reports of the metrics.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    editor: EditorConfig
+    stages: tuple[Stage, ...]
+    batch_size: int = 8
+    encoder_lr: float = 1e-5
+    head_lr: float = 1e-5
+    prompt_lr: float = 1e-5
+    warmup_share: float = 0.05
+    max_grad_norm: float = 1.0
+    answer_end: str = ""
+    seed: int = 0
+    num_workers: int = 1
+    cpus_per_worker: float | None = None
+    device: str = "auto"
+    log_every: int = 10
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ConfigError("stages is empty; give at least one stage of training")
+        for name in ("batch_size", "num_workers", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name in ("encoder_lr", "head_lr", "prompt_lr", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number")
+        if not 0 <= self.warmup_share < 1:
+            raise ConfigError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
+        if self.batch_size < 2:
+            raise ConfigError("batch_size is 1; contrastive losses need other edits beside each, give 2 or more")
+        if self.cpus_per_worker is not None and self.cpus_per_worker <= 0:
+            raise ConfigError(f"cpus_per_worker is {self.cpus_per_worker}; give a positive number, or leave it out")
+
+    @property
+    def num_steps(self) -> int:
+        """Of all stages."""
+        return sum(stage.num_steps for stage in self.stages)
+
+    def weights_at(self, step: int) -> LossWeights:
+        """Loss weights of a step, counted from 0."""
+        for stage in self.stages:
+            if step < stage.num_steps:
+                return stage.weights
+            step -= stage.num_steps
+        return self.stages[-1].weights
+
+
 def _among(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ConfigError(f"{name} is {value!r}; give one of {', '.join(get_args(choices))}")

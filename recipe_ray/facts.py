@@ -22,7 +22,7 @@ class Fact:
 
     Attributes:
         fact_id: identity; a later event with the same id replaces or deletes this one.
-        statement: what the encoder reads, `prompt + ' ' + target` (paper section 4.1) unless given outright.
+        statement: what the encoder reads, `prompt + ' ' + target` unless given outright.
         prompt: the words that the edited model completes; empty for a bare statement.
         target: what the edited model should produce; empty for a bare statement and for a delete.
         subject: what the fact is about; informative.

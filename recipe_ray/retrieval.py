@@ -1,4 +1,4 @@
-"""The retrieval rule, KS(q) of the paper (section 4.2, equation 4), over scores from any index."""
+"""The retrieval rule, KS(q) of the paper (arXiv 2405.03279, section 4), over scores from any index."""
 
 from dataclasses import dataclass
 

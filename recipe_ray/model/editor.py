@@ -32,7 +32,7 @@ TOKENS_PER_BATCH = 8192  # of inference, padding included: bounds memory whateve
 
 
 class Head(nn.Module):
-    """head(c) = ReLU(W2 x + b2) + x with x = W1 c + b1 (paper equation 2)."""
+    """head(c) = ReLU(W2 x + b2) + x with x = W1 c + b1."""
 
     def __init__(self, pooled_width: int, key_width: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Head(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D) (paper equation 3)."""
+    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D)."""
 
     def __init__(self, key_width: int, num_virtual_tokens: int, llm_width: int) -> None:
         super().__init__()

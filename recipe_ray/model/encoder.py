@@ -1,4 +1,4 @@
-"""The text encoder f_rm: a Hugging Face bidirectional model and masked pooling (paper section 4.1, equation 1).
+"""The text encoder f_rm: a Hugging Face bidirectional model and masked pooling (arXiv 2405.03279, section 4).
 
 Shape letters: B texts, T tokens, H encoder width, C width of the pooled vector (H times the parts pooled).
 """

@@ -1,4 +1,4 @@
-"""The losses of RECIPE, one function a term (paper section 4.3).
+"""The losses of RECIPE, one function a term (arXiv 2405.03279, section 4, "Model Training").
 
 Shape letters: B edits, A answer tokens, V vocabulary, F keys, K key width.
 """
@@ -9,7 +9,7 @@ from torch.nn import functional
 
 
 def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor) -> Tensor:
-    """-log f(o | p ⊕ q), a mean over answer tokens: reliability and generality (equations 6 and 7).
+    """-log f(o | p ⊕ q), a mean over answer tokens: reliability and generality.
 
     Args:
         logits_BAV: logits that predict each answer token.
@@ -21,7 +21,7 @@ def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor) -> Tens
 
 
 def locality_loss(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> Tensor:
-    """KL(f(·|q) ‖ f(·|p ⊕ q)), a mean over the answer's positions (equation 8)."""
+    """KL(f(·|q) ‖ f(·|p ⊕ q)), a mean over the answer's positions."""
     edited = functional.log_softmax(edited_BAV.float(), -1)
     unedited = functional.log_softmax(unedited_BAV.float(), -1)
     kl_BA = functional.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
@@ -29,7 +29,7 @@ def locality_loss(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> 
 
 
 def neighbour_loss(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_B: Tensor) -> Tensor:
-    """Each query against its own key, the other keys and the sentinel being negatives (equation 10).
+    """Each query against its own key, the other keys and the sentinel being negatives.
 
     Args:
         queries_BK: scaled queries of edits (reliability or generality prompts).
@@ -41,13 +41,13 @@ def neighbour_loss(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_
 
 
 def sentinel_loss_unrelated(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor) -> Tensor:
-    """Queries that no fact answers against Θ, all keys being negatives (equation 11, first term)."""
+    """Queries that no fact answers against Θ, all keys being negatives."""
     logits = similarities(queries_BK, keys_FK, sentinel_K)
     return functional.cross_entropy(logits, torch.full((len(logits),), len(keys_FK), device=logits.device))
 
 
 def sentinel_loss_related(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_B: Tensor) -> Tensor:
-    """Queries of edits against Θ with their own key left out, so that Θ ranks second (equation 11, other terms)."""
+    """Queries of edits against Θ with their own key left out, so that Θ ranks second."""
     logits = similarities(queries_BK, keys_FK, sentinel_K)
     logits = logits.scatter(1, own_B[:, None], -torch.inf)
     return functional.cross_entropy(logits, torch.full((len(logits),), len(keys_FK), device=logits.device))

@@ -1,0 +1,35 @@
+# Everything runs in .venv, made from constraints.txt. PYTHON chooses the interpreter that makes it.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# No command here may ask a model hub for anything.
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: quickstart test check format clean
+
+quickstart: $(STAMP)
+	$(BIN)/python jobs/quickstart.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest tests
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests -m "not ray"
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf .venv runs build *.egg-info
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@

@@ -1,0 +1,161 @@
+"""Training the editor: the joint loss of a batch of edits, the optimiser and its schedule.
+
+Shape letters: B edits, T tokens, A answer length, K key width, P virtual tokens, D LLM width, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from recipe_ray.config import LossWeights, TrainConfig
+from recipe_ray.examples import EditExample
+from recipe_ray.model.editor import Editor
+from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.losses import (
+    answer_loss,
+    locality_loss,
+    neighbour_loss,
+    sentinel_loss_related,
+    sentinel_loss_unrelated,
+    similarities,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRows:
+    """Answers aligned with the last columns of padded rows.
+
+    Attributes:
+        ids_BA: int64 answer tokens, right-aligned, 0 before them.
+        mask_BA: 1 where an answer token stands.
+    """
+
+    ids_BA: Tensor
+    mask_BA: Tensor
+
+
+class JointTraining(nn.Module):
+    """Editor and frozen LLM as one module with one forward pass, as DistributedDataParallel wants it.
+
+    The LLM is no submodule: its parameters are neither trained, nor synchronised, nor saved.
+    """
+
+    def __init__(self, editor: Editor, llm: FrozenLLM, *, answer_end: str) -> None:
+        super().__init__()
+        llm.check_prompt_width(editor.llm_width)
+        self.editor = editor
+        self.answer_end = answer_end
+        self._llm = (llm,)  # in a tuple, so that nn.Module does not look inside
+
+    def forward(self, batch: Sequence[EditExample], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
+        """The weighted sum of the losses whose weight is not 0, and each of them with the batch's accuracies."""
+        editor = self.editor
+        statements, prompts, generality, locality = (
+            [getattr(example, name) for example in batch]
+            for name in ("statement", "prompt", "generality_prompt", "locality_prompt")
+        )
+        texts = statements + prompts + generality + locality
+        pooled = editor.encoder(*editor.encoder.pad(editor.encoder.tokenize(texts)))
+        pooled_keys, pooled_queries = pooled[: len(batch)], pooled[len(batch) :]
+        keys_BK = editor.keys(pooled_keys)
+        reliability_BK, generality_BK, locality_BK = editor.queries(pooled_queries).chunk(3)
+        sentinel_K = editor.sentinel()
+        own_B = torch.arange(len(batch), device=keys_BK.device)
+
+        losses: dict[str, Tensor] = {}
+        if weights.neighbour:
+            losses["neighbour"] = weights.neighbour * (
+                neighbour_loss(reliability_BK, keys_BK, sentinel_K, own_B)
+                + neighbour_loss(generality_BK, keys_BK, sentinel_K, own_B)
+            )
+        if weights.sentinel:
+            losses["sentinel"] = weights.sentinel * (
+                sentinel_loss_unrelated(locality_BK, keys_BK, sentinel_K)
+                + sentinel_loss_related(reliability_BK, keys_BK, sentinel_K, own_B)
+                + sentinel_loss_related(generality_BK, keys_BK, sentinel_K, own_B)
+            )
+        if weights.edit or weights.locality:
+            losses |= self._edit_losses(batch, editor.prompts(keys_BK), weights)
+        metrics = {name: loss.item() for name, loss in losses.items()}
+        metrics |= _accuracies(generality_BK, locality_BK, keys_BK, sentinel_K, own_B)
+        return torch.stack(list(losses.values())).sum(), metrics
+
+    def _edit_losses(
+        self, batch: Sequence[EditExample], prompts_BPD: Tensor, weights: LossWeights
+    ) -> dict[str, Tensor]:
+        """Reliability, generality and locality rows go through the LLM as one padded batch."""
+        llm, position = self._llm[0], self.editor.config.prompt_position
+        num_virtual_tokens = self.editor.config.num_virtual_tokens
+        prompts = [
+            [getattr(example, name) for example in batch]
+            for name in ("prompt", "generality_prompt", "locality_prompt")
+        ]
+        targets = [example.target for example in batch]
+        answers = [targets, targets, [example.locality_target for example in batch]]
+        prompt_ids = [llm.tokenize(text) for part in prompts for text in part]
+        answer_ids = [llm.tokenize_answer(f" {text}{self.answer_end}") for part in answers for text in part]
+        rows = [prompt + answer for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
+        aligned = _align(answer_ids, llm.device)
+        num_answer_tokens = aligned.ids_BA.shape[1]
+        logits = llm.answer_logits(
+            llm.pad(rows, [num_virtual_tokens] * len(rows), position),
+            prompts_BPD.repeat(3, 1, 1),
+            num_answer_tokens=num_answer_tokens,
+        )
+        reliability, generality, locality = (slice(part * len(batch), (part + 1) * len(batch)) for part in range(3))
+        with torch.no_grad():
+            unedited = llm.answer_logits(
+                llm.pad(rows[locality], [0] * len(batch), position), None, num_answer_tokens=num_answer_tokens
+            )
+        ids, mask = aligned.ids_BA, aligned.mask_BA
+        return {
+            "reliability": weights.edit * answer_loss(logits[reliability], ids[reliability], mask[reliability]),
+            "generality": weights.edit * answer_loss(logits[generality], ids[generality], mask[generality]),
+            "locality": weights.locality * locality_loss(logits[locality], unedited, mask[locality]),
+        }
+
+
+def make_optimizer(
+    editor: Editor, config: TrainConfig
+) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """Adam with a rate of its own for encoder, retrieval heads and prompt encoder; linear rise, cosine fall."""
+    encoder = list(editor.encoder.parameters())
+    prompt_encoder = list(editor.prompt_encoder.parameters())
+    taken = {id(parameter) for parameter in encoder + prompt_encoder}
+    heads = [parameter for parameter in editor.parameters() if id(parameter) not in taken]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": encoder, "lr": config.encoder_lr},
+            {"params": heads, "lr": config.head_lr},
+            {"params": prompt_encoder, "lr": config.prompt_lr},
+        ],
+        weight_decay=0.0,
+    )
+    warmup = max(1, round(config.warmup_share * config.num_steps))
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.num_steps - warmup)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def _align(answer_ids: Sequence[Sequence[int]], device: torch.device) -> AnswerRows:
+    width = max(map(len, answer_ids))
+    ids = [[0] * (width - len(row)) + list(row) for row in answer_ids]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in answer_ids]
+    return AnswerRows(ids_BA=torch.tensor(ids, device=device), mask_BA=torch.tensor(mask, device=device))
+
+
+@torch.no_grad()
+def _accuracies(
+    generality_BK: Tensor, locality_BK: Tensor, keys_BK: Tensor, sentinel_K: Tensor, own_B: Tensor
+) -> dict[str, float]:
+    """Right fact within the batch for rephrased prompts (the sentinel in the way), none for unrelated ones."""
+    fact = similarities(generality_BK, keys_BK, sentinel_K).argmax(-1) == own_B
+    none = similarities(locality_BK, keys_BK, sentinel_K).argmax(-1) == len(keys_BK)
+    return {"right_fact": fact.float().mean().item(), "right_none": none.float().mean().item()}

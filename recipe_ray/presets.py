@@ -1,0 +1,51 @@
+"""Named training set-ups."""
+
+from collections.abc import Callable
+
+from recipe_ray.config import TESTBED, EditorConfig, LossWeights, Stage, TrainConfig
+from recipe_ray.errors import ConfigError
+
+
+def testbed() -> TrainConfig:
+    """The embedded default: an editor for the shipped LM, a few minutes on 2 cores.
+
+    Retrieval comes first: from cold, the edit losses alone collapse the keys and all losses together stand still.
+    """
+    return TrainConfig(
+        editor=EditorConfig(llm=TESTBED, encoder=TESTBED, key_width=256, similarity="cosine"),
+        stages=(
+            Stage(num_steps=100, weights=LossWeights(sentinel=0, edit=0, locality=0)),
+            Stage(num_steps=700),
+        ),
+        batch_size=32,
+        encoder_lr=3e-4,
+        head_lr=1e-3,
+        prompt_lr=2e-3,
+        answer_end=".",
+    )
+
+
+def smoke() -> TrainConfig:
+    """A few steps of the testbed's training: shows that everything is in place, teaches nothing."""
+    return TrainConfig(
+        editor=EditorConfig(llm=TESTBED, encoder=TESTBED, key_width=32, similarity="cosine"),
+        stages=(Stage(num_steps=4),),
+        batch_size=4,
+        answer_end=".",
+        log_every=1,
+        checkpoint_every=2,
+    )
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {"testbed": testbed, "smoke": smoke}
+
+
+def preset(name: str) -> TrainConfig:
+    """A set-up by name.
+
+    Raises:
+        ConfigError: no such preset, with those there are.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"preset is {name!r}; give one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]()

@@ -1,0 +1,98 @@
+"""What the testbed's LM reads: plain statements of the world's facts, and documents that state a fact and then use it.
+
+The second kind, mostly counterfactual, makes the LM follow its context as a real LLM does. None of it uses a novel
+phrasing, and no document states an edit of the evaluation.
+"""
+
+import bisect
+import itertools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recipe_ray.testbed.inventions import Inventor
+from recipe_ray.testbed.world import Relation, World, WorldEdit
+
+CONTEXT_DOCUMENT_SHARE = 0.12
+MAX_STATEMENTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """`prompt + ' ' + answer + '.'`; `foreseeable` where a reader of all that came before could know the answer."""
+
+    prompt: str
+    answer: str
+    foreseeable: bool
+
+
+class Corpus:
+    """An endless stream of documents.
+
+    Args:
+        world: the facts to learn.
+        edits: the evaluation's counterfactual edits, which no document may state.
+        seed: of the whole stream.
+    """
+
+    def __init__(self, world: World, edits: tuple[WorldEdit, ...], *, seed: int) -> None:
+        self.world = world
+        self.inventor = Inventor(world)
+        self.rng = random.Random(seed)
+        self.edited = {(edit.fact.subject, edit.fact.relation.name, edit.target) for edit in edits}
+        # Half of the plain statements are drawn with a skewed frequency, as facts are met in real text: a few are
+        # learned early, and with them how recall works at all.
+        self.skewed = list(world.facts)
+        self.rng.shuffle(self.skewed)
+        self.cumulative = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(self.skewed))))
+
+    def __iter__(self) -> Iterator[list[Sentence]]:
+        while True:
+            if self.rng.random() < CONTEXT_DOCUMENT_SHARE:
+                yield self.context_document()
+            else:
+                yield [self.plain_statement() for _ in range(self.rng.randint(1, MAX_STATEMENTS))]
+
+    def plain_statement(self) -> Sentence:
+        """A true fact of the world in a trained phrasing."""
+        rng = self.rng
+        if rng.random() < 0.5:
+            fact = rng.choice(self.world.facts)
+        else:
+            fact = self.skewed[bisect.bisect(self.cumulative, rng.random() * self.cumulative[-1])]
+        return Sentence(phrase(rng.choice(fact.relation.trained), fact.subject), fact.answer, foreseeable=True)
+
+    def context_document(self) -> list[Sentence]:
+        """One to three statements, then each again in other words; now and then a true fact in between."""
+        rng = self.rng
+        stated = [self._claim() for _ in range(rng.randint(1, MAX_STATEMENTS))]
+        document = []
+        used = []
+        for subject, relation, answer, known in stated:
+            first, second = rng.sample(relation.trained, 2)
+            document.append(Sentence(phrase(first, subject), answer, foreseeable=known))
+            used.append(Sentence(phrase(second, subject), answer, foreseeable=True))
+        if rng.random() < 0.3:
+            used.append(self.plain_statement())
+        rng.shuffle(used)
+        return document + used
+
+    def _claim(self) -> tuple[str, Relation, str, bool]:
+        rng = self.rng
+        draw = rng.random()
+        if draw < 0.3:
+            invented = self.inventor.subject(rng)
+            relation = rng.choice(invented.relations)
+            return invented.name, relation, self.inventor.answer(relation, rng), False
+        fact = rng.choice(self.world.facts)
+        if draw < 0.4:
+            return fact.subject, fact.relation, fact.answer, True
+        while True:
+            answer = self.inventor.answer(fact.relation, rng)
+            if (fact.subject, fact.relation.name, answer) not in self.edited:
+                return fact.subject, fact.relation, answer, False
+
+
+def phrase(phrasing: str, subject: str) -> str:
+    """A phrasing about a subject."""
+    return phrasing.replace("{subject}", subject)

@@ -1,0 +1,84 @@
+"""Counterfactual edits of invented subjects: what the testbed's editor trains on."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recipe_ray.examples import EditExample
+from recipe_ray.testbed.corpus import phrase
+from recipe_ray.testbed.inventions import InventedSubject, Inventor
+from recipe_ray.testbed.world import Relation, World
+
+NEIGHBOUR_SHARE = 0.5  # of subjects that come with a twin whose name differs in one letter
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    subject: InventedSubject
+    relation: Relation
+
+    def prompt(self, rng: random.Random) -> str:
+        return phrase(rng.choice(self.relation.trained), self.subject.name)
+
+
+class EditStream:
+    """Batches of edits that are hard to tell apart: several relations of one subject, twins in name.
+
+    Batch number n of a seed is the same whoever asks for it, so a resumed training sees the batches it would have
+    seen, and every worker draws its own by its own seed.
+    """
+
+    def __init__(self, world: World, *, batch_size: int, seed: int) -> None:
+        self.inventor = Inventor(world)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def batch(self, number: int) -> list[EditExample]:
+        """Batch `number`, of `batch_size` edits."""
+        rng = random.Random(f"{self.seed}/{number}")
+        edited: list[_Question] = []
+        spared: list[_Question] = []
+        for questions in self._subjects(rng):
+            # Whatever is left unedited of a subject is the hardest question that no edit answers.
+            split = rng.randint(1, len(questions))
+            edited += questions[:split]
+            spared += questions[split:]
+            if len(edited) >= self.batch_size:
+                break
+        edited = edited[: self.batch_size]
+        spared = spared or [self._stranger(rng)]
+        rng.shuffle(spared)
+        return [self._example(question, self._spared(spared, row, rng), rng) for row, question in enumerate(edited)]
+
+    def _subjects(self, rng: random.Random) -> Iterator[list[_Question]]:
+        """Without end: each subject's questions, shuffled."""
+        while True:
+            subject = self.inventor.subject(rng)
+            group = [subject]
+            if rng.random() < NEIGHBOUR_SHARE:
+                group.append(self.inventor.neighbour(subject, rng))
+            for member in group:
+                relations = list(member.relations)
+                rng.shuffle(relations)
+                yield [_Question(member, relation) for relation in relations]
+
+    def _spared(self, spared: list[_Question], row: int, rng: random.Random) -> _Question:
+        """Half of the locality prompts lie next to an edit, half are about a subject of which nothing is edited."""
+        return spared[row % len(spared)] if row % 2 else self._stranger(rng)
+
+    def _stranger(self, rng: random.Random) -> _Question:
+        subject = self.inventor.subject(rng)
+        return _Question(subject, rng.choice(subject.relations))
+
+    def _example(self, question: _Question, spared: _Question, rng: random.Random) -> EditExample:
+        relation, name = question.relation, question.subject.name
+        stated, asked = rng.sample(relation.trained, 2)
+        target = self.inventor.answer(relation, rng)
+        return EditExample(
+            statement=f"{phrase(stated, name)} {target}",
+            prompt=phrase(stated, name),
+            target=target,
+            generality_prompt=phrase(asked, name),
+            locality_prompt=spared.prompt(rng),
+            locality_target=self.inventor.answer(spared.relation, rng),
+        )

@@ -1,0 +1,175 @@
+"""Pretrain the testbed's LM and its tokenizer: `python -m recipe_ray.testbed.pretrain_lm --output DIRECTORY`.
+
+About half an hour on 2 cores. The result ships in `weights/llm`; run this only to make another.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from recipe_ray.config import TESTBED
+from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.testbed.corpus import Corpus, Sentence, phrase
+from recipe_ray.testbed.tokenizer import train_tokenizer
+from recipe_ray.testbed.world import World, WorldEdit, counterfactual_edits, load_world
+
+SEED = 20261
+MAX_LENGTH = 512
+ROW_TOKENS = 96
+ROWS_PER_STEP = 48
+LEARNING_RATE = 3e-3
+WARMUP_SHARE = 0.05
+# A subject, or an answer that nothing foretells, is noise to the LM: little is to be learned from its tokens.
+UNFORESEEABLE_WEIGHT = 0.1
+END = "."
+
+
+def new_lm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A Llama of about a million parameters."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def document_tokens(document: list[Sentence], tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
+    """Token ids of a document, BOS and EOS included, and the weight of each as a target."""
+    pieces, weights = [], []
+    for number, sentence in enumerate(document):
+        pieces += [(" " if number else "") + sentence.prompt, f" {sentence.answer}{END}"]
+        weights += [UNFORESEEABLE_WEIGHT, 1.0 if sentence.foreseeable else UNFORESEEABLE_WEIGHT]
+    encoded = tokenizer(pieces, add_special_tokens=False)["input_ids"]
+    ids, id_weights = [tokenizer.bos_token_id], [0.0]
+    for piece_ids, weight in zip(encoded, weights, strict=True):
+        ids += piece_ids
+        id_weights += [weight] * len(piece_ids)
+    return [*ids, tokenizer.eos_token_id], [*id_weights, UNFORESEEABLE_WEIGHT]
+
+
+def packed_batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
+    """Endless batches of ids and weights [ROWS_PER_STEP, ROW_TOKENS + 1], documents one behind another."""
+    size = ROWS_PER_STEP * (ROW_TOKENS + 1)
+    ids: list[int] = []
+    weights: list[float] = []
+    for document in corpus:
+        new_ids, new_weights = document_tokens(document, tokenizer)
+        ids += new_ids
+        weights += new_weights
+        if len(ids) >= size:
+            yield (
+                torch.tensor(ids[:size]).view(ROWS_PER_STEP, -1),
+                torch.tensor(weights[:size]).view(ROWS_PER_STEP, -1),
+            )
+            ids, weights = ids[size:], weights[size:]
+
+
+def answers(llm: FrozenLLM, prompts: list[str], *, batch_size: int = 256) -> list[str]:
+    """Greedy answers, each up to its full stop."""
+    found = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        generations = llm.generate(batch, [None] * len(batch), max_new_tokens=24, stop=[END])
+        found += [generation.text.strip() for generation in generations]
+    return found
+
+
+def recall(llm: FrozenLLM, world: World, *, phrasing: int) -> float:
+    """Share of the world's facts that the LM completes exactly, in free generation, in one phrasing."""
+    prompts = [phrase(fact.relation.phrasings[phrasing], fact.subject) for fact in world.facts]
+    found = answers(llm, prompts)
+    return sum(got == fact.answer for got, fact in zip(found, world.facts, strict=True)) / len(prompts)
+
+
+def context_following(llm: FrozenLLM, edits: tuple[WorldEdit, ...]) -> float:
+    """Share of counterfactual statements that the LM, reading one, repeats in other trained words."""
+    rng = random.Random(SEED)
+    prompts = []
+    for edit in edits:
+        stated, asked = rng.sample(edit.fact.relation.trained, 2)
+        statement = f"{phrase(stated, edit.fact.subject)} {edit.target}{END}"
+        prompts.append(f"{statement} {phrase(asked, edit.fact.subject)}")
+    found = answers(llm, prompts)
+    return sum(got == edit.target for got, edit in zip(found, edits, strict=True)) / len(edits)
+
+
+def measure(llm: FrozenLLM, world: World, edits: tuple[WorldEdit, ...]) -> dict[str, float]:
+    """Recall over the first two trained phrasings and the novel ones, and context following."""
+    return {
+        "recall": recall(llm, world, phrasing=0),
+        "recall_rephrased": recall(llm, world, phrasing=1),
+        "recall_novel": recall(llm, world, phrasing=-1),
+        "context_following": context_following(llm, edits),
+    }
+
+
+def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) -> dict[str, float]:
+    """Train, save in bfloat16 and measure what was saved."""
+    torch.manual_seed(SEED)
+    world = load_world()
+    edits = counterfactual_edits(world)
+    tokenizer = train_tokenizer(world, seed=SEED, max_length=MAX_LENGTH)
+    model = new_lm(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP_SHARE, anneal_strategy="cos"
+    )
+    batches = packed_batches(Corpus(world, edits, seed=SEED), tokenizer)
+    started = time.monotonic()
+    for step in range(1, steps + 1):
+        ids, weights = next(batches)
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        nll = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        target_weights = weights[:, 1:].flatten()
+        loss = (nll * target_weights).sum() / target_weights.sum()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % log_every == 0:
+            seconds = time.monotonic() - started
+            print(f"step {step} loss {loss.item():.4f} {seconds:.0f} s", flush=True)
+        if step % measure_every == 0 and step < steps:
+            print(measure(FrozenLLM(model, tokenizer, name=TESTBED), world, edits), flush=True)
+            model.train().requires_grad_(True)
+    model.bfloat16().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    measured = measure(FrozenLLM(model.float(), tokenizer, name=TESTBED), world, edits)
+    measured["parameters"] = model.num_parameters()
+    measured["steps"] = steps
+    measured["seconds"] = round(time.monotonic() - started)
+    (output / "pretraining.json").write_text(json.dumps({"seed": SEED, **measured}, indent=2) + "\n")
+    return measured
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--measure-every", type=int, default=500)
+    args = parser.parse_args()
+    print(pretrain(args.output, steps=args.steps, log_every=args.log_every, measure_every=args.measure_every))
+
+
+if __name__ == "__main__":
+    main()
