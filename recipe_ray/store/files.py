@@ -1,0 +1,283 @@
+"""Files by URI: a local path or `s3://bucket/key`.
+
+S3 is configured by the standard variables: AWS_ENDPOINT_URL, AWS_REGION or AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID,
+AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, and whatever else the AWS credential chain reads.
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from pyarrow import fs
+
+from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError, RecipeError
+
+CACHE_VARIABLE = "RECIPE_RAY_CACHE"
+_GLOB_CHARS = frozenset("*?[")
+_COPY_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file of a dump: where it lies, its size in bytes and when it was last changed (UTC)."""
+
+    uri: str
+    size_bytes: int
+    modified_at: datetime
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names an S3 object or prefix."""
+    return uri.startswith("s3://")
+
+
+def join(uri: str, *parts: str) -> str:
+    """Append path segments to a URI."""
+    return "/".join((uri.rstrip("/"), *parts))
+
+
+def absolute(uri: str | Path) -> str:
+    """Write a URI as every process may be given it: a local path absolute, S3 without a trailing slash.
+
+    Raises:
+        ConfigError: another scheme than `s3://` or `file://`.
+    """
+    text = str(uri)
+    if is_s3(text):
+        return text.rstrip("/")
+    text = text.removeprefix("file://")
+    if "://" in text:
+        raise ConfigError(f"{text}: unknown scheme; give a local path or s3://bucket/key")
+    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 -- resolve() would replace links that machines share
+
+
+def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
+    """Find the pyarrow filesystem of a URI and the path within it."""
+    uri = absolute(uri)
+    if not is_s3(uri):
+        return fs.LocalFileSystem(), uri
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or ("us-east-1" if endpoint else None)
+    s3 = fs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region,
+        connect_timeout=10,
+        request_timeout=60,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+    )
+    return s3, uri.removeprefix("s3://")
+
+
+def delta_options(uri: str) -> dict[str, str]:
+    """Storage options of `deltalake` for a URI; it reads the AWS variables itself but must be told to speak HTTP."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if not is_s3(uri) or not endpoint:
+        return {}
+    options = {"AWS_ENDPOINT_URL": endpoint}
+    if endpoint.startswith("http://"):
+        options["AWS_ALLOW_HTTP"] = "true"
+    if not (os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
+        options["AWS_REGION"] = "us-east-1"
+    return options
+
+
+def list_files(source: str) -> tuple[SourceFile, ...]:
+    """List the files of a dump, sorted by URI.
+
+    A source is one file, a directory or prefix (every file below it), or a glob (`*`, `?` and `[...]`, each within one
+    path segment).
+
+    Names that begin with `.` or `_` are left out below a directory, as Hadoop, Spark and Delta do.
+
+    Raises:
+        FactError: nothing is there, or it cannot be listed.
+    """
+    filesystem_, path = filesystem(source)
+    scheme = "s3://" if is_s3(source) else ""
+    try:
+        infos = _find(filesystem_, path)
+    except OSError as error:
+        raise FactError(f"{source}: cannot be listed ({_reason(error)}); check the path and the credentials") from error
+    if not infos:
+        raise FactError(f"{source}: no such file, directory or glob match; give JSON Lines (plain or .gz)")
+    return tuple(
+        SourceFile(
+            uri=scheme + info.path,
+            size_bytes=info.size or 0,
+            modified_at=datetime.fromtimestamp((info.mtime_ns or 0) / 1e9, tz=UTC),
+        )
+        for info in sorted(infos, key=lambda info: info.path)
+    )
+
+
+def open_lines(uri: str) -> IO[bytes]:
+    """Open a file for reading bytes, decompressed where its name ends in `.gz`.
+
+    Raises:
+        OSError: it cannot be opened; reading may raise OSError or EOFError (broken gzip) later.
+    """
+    filesystem_, path = filesystem(uri)
+    stream = cast(IO[bytes], filesystem_.open_input_stream(path, compression=None, buffer_size=1024 * 1024))
+    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if uri.endswith(".gz") else stream
+
+
+def check_writable(uri: str) -> None:
+    """Refuse a place that cannot be written, before work is spent on it; leaves nothing behind.
+
+    Raises:
+        OutputError: with the reason.
+    """
+    try:
+        if is_s3(uri):
+            filesystem_, path = filesystem(uri)
+            probe = f"{path}/_probe-{uuid.uuid4().hex}"
+            with filesystem_.open_output_stream(probe) as stream:
+                stream.write(b"")
+            filesystem_.delete_file(probe)
+        else:
+            with tempfile.TemporaryFile(dir=_nearest_directory(Path(absolute(uri)))):
+                pass
+    except OSError as error:
+        raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
+
+
+def localize(uri: str | Path, *, error: type[RecipeError] = EditorError) -> Path:
+    """Give a local directory with the content of `uri`: itself where it is local, else a cached download.
+
+    The cache lies in $RECIPE_RAY_CACHE, by default `~/.cache/recipe-ray`. A download is known by the names and ETags
+    of its objects and appears whole or not at all, so changed content is fetched anew and processes may race.
+
+    Args:
+        uri: a local directory or an S3 prefix.
+        error: what to raise where there is nothing or it cannot be read.
+    """
+    text = absolute(uri)
+    if not is_s3(text):
+        if not Path(text).is_dir():
+            raise error(f"{uri}: no such directory; give a local directory or s3://bucket/prefix")
+        return Path(text)
+    filesystem_, prefix = filesystem(text)
+    try:
+        infos = sorted(_below(filesystem_, prefix), key=lambda info: info.path)
+        if not infos:
+            raise error(f"{uri}: nothing is there; give a local directory or s3://bucket/prefix")
+        tags = [f"{text} {info.path} {info.size} {_etag(filesystem_, info.path)}" for info in infos]
+        target = _cache_dir() / hashlib.blake2b("\n".join(tags).encode(), digest_size=16).hexdigest()
+        if not target.is_dir():
+            _download(filesystem_, prefix, [info.path for info in infos], target)
+    except OSError as cause:
+        raise error(f"{uri}: cannot be fetched ({_reason(cause)}); check the URI and the credentials") from cause
+    return target
+
+
+def publish(local_dir: Path, uri: str | Path) -> str:
+    """Copy a directory to a local path or S3 prefix and return the absolute URI.
+
+    A local copy appears whole. On S3 the JSON files go last, so that a reader who finds the description finds the rest.
+
+    Raises:
+        OutputError: the place holds something already, or cannot be written.
+    """
+    text = absolute(uri)
+    filesystem_, path = filesystem(text)
+    try:
+        if _below(filesystem_, path):
+            raise OutputError(f"{uri}: is not empty; give a new place, or remove what is there")
+        if is_s3(text):
+            for file in sorted(_files_of(local_dir), key=lambda file: (file.suffix == ".json", file)):
+                _upload(file, filesystem_, f"{path}/{file.relative_to(local_dir).as_posix()}")
+        else:
+            _copy_whole(local_dir, Path(path))
+    except OSError as error:
+        raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
+    return text
+
+
+def _find(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+    info = filesystem_.get_file_info(path)
+    if info.type == fs.FileType.File:
+        return [info]
+    if info.type == fs.FileType.Directory:
+        return [found for found in _below(filesystem_, path) if not _hidden(found.path[len(path) :])]
+    if not _GLOB_CHARS & set(path):
+        return []
+    base = path.split("/")
+    fixed = next(place for place, segment in enumerate(base) if _GLOB_CHARS & set(segment))
+    candidates = _below(filesystem_, "/".join(base[:fixed]) or "/")
+    return [found for found in candidates if _rooted(found.path).match(str(_rooted(path)))]
+
+
+def _rooted(path: str) -> PurePosixPath:
+    return PurePosixPath("/" + path.lstrip("/"))  # only a rooted pattern is matched whole, segment by segment
+
+
+def _below(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:
+    found = filesystem_.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return [info for info in found if info.type == fs.FileType.File]
+
+
+def _hidden(relative: str) -> bool:
+    return any(segment.startswith((".", "_")) for segment in relative.strip("/").split("/"))
+
+
+def _etag(filesystem_: fs.FileSystem, path: str) -> str:
+    with filesystem_.open_input_stream(path) as stream:
+        tag: bytes = stream.metadata().get(b"ETag", b"")
+    return tag.decode()
+
+
+def _cache_dir() -> Path:
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recipe-ray"
+
+
+def _download(filesystem_: fs.FileSystem, prefix: str, paths: list[str], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch:
+        whole = Path(scratch) / "whole"
+        for path in paths:
+            local = whole / path.removeprefix(prefix).lstrip("/")
+            local.parent.mkdir(parents=True, exist_ok=True)
+            with filesystem_.open_input_stream(path) as source, local.open("wb") as sink:
+                shutil.copyfileobj(cast(IO[bytes], source), sink, _COPY_BYTES)
+        try:
+            whole.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process may have been first, with the same content
+                raise
+
+
+def _upload(file: Path, filesystem_: fs.FileSystem, path: str) -> None:
+    with file.open("rb") as source, filesystem_.open_output_stream(path) as sink:
+        shutil.copyfileobj(source, cast(IO[bytes], sink), _COPY_BYTES)
+
+
+def _copy_whole(local_dir: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".publish-") as scratch:
+        shutil.copytree(local_dir, Path(scratch) / "whole")
+        (Path(scratch) / "whole").rename(target)
+
+
+def _files_of(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if path.is_file()]
+
+
+def _nearest_directory(path: Path) -> Path:
+    for ancestor in (path, *path.parents):
+        if ancestor.is_dir():
+            return ancestor
+        if ancestor.exists():
+            raise NotADirectoryError(f"{ancestor} is a file")
+    return Path("/")
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).splitlines()[0][:200]
