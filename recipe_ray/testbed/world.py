@@ -148,10 +148,10 @@ def parse_table(text: str, *, file: str, relations: Sequence[Relation]) -> list[
     Raises:
         FactError: naming the file and the line.
     """
-    header, *lines = text.splitlines()
+    header, *lines = text.splitlines() or [""]
     expected = [relation.name for relation in relations]
-    if header.split("\t")[1:] != expected:
-        raise FactError(f"{file}:1: columns {header.split()[1:]}; give the relations of {PHRASINGS_FILE}: {expected}")
+    if (columns := header.split("\t")[1:]) != expected:
+        raise FactError(f"{file}:1: columns {columns}; give the relations of {PHRASINGS_FILE}: {expected}")
     facts = []
     lines_of: dict[str, int] = {}
     for number, line in enumerate(lines, start=2):
@@ -205,9 +205,8 @@ def locality_prompts(
     rng = random.Random(seed)
     edited = {(edit.fact.subject, edit.fact.relation.name) for edit in edits}
     spared = [fact for fact in world.facts if (fact.subject, fact.relation.name) not in edited]
-    neighbours = [fact for fact in spared if fact.relation.editable]
-    siblings = {name: _deal(facts, rng) for name, facts in _grouped((fact.subject, fact) for fact in neighbours)}
-    cousins = {name: _deal(facts, rng) for name, facts in _grouped((fact.relation.name, fact) for fact in neighbours)}
+    siblings = {name: _deal(facts, rng) for name, facts in _grouped((fact.subject, fact) for fact in spared)}
+    cousins = {name: _deal(facts, rng) for name, facts in _grouped((fact.relation.name, fact) for fact in spared)}
     strangers = _deal([fact for fact in spared if not fact.relation.editable], rng)
     nothing: Iterator[tuple[WorldFact, str]] = iter(())
 
