@@ -1,11 +1,14 @@
 """What an operator sets: the arguments of the Serve application."""
 
+import math
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.facts import DEFAULT_NAMESPACE
+
+INGRESS_CPUS = 0.1  # it parses and waits
 
 
 class AppArgs(BaseModel):
@@ -26,9 +29,10 @@ class AppArgs(BaseModel):
     snapshot: int | None = Field(default=None, ge=0)
     """Version of the table to serve; the newest at the start if not given."""
     device: str = "auto"
-    """Where editor and LLM compute: auto, cpu or cuda."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs of one engine; without any, Ray shows it none."""
+    """Where the LLM computes: cpu, cuda, or auto for cuda where the cluster has a GPU for each engine. Queries are
+    encoded on the CPU."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of one engine, as a fraction where engines share one; one on cuda and none on cpu if not given."""
     cpus: float = Field(default=1, gt=0)
     """CPU cores of one engine; a retriever takes half of that."""
     num_engines: int = Field(default=1, ge=1)
@@ -44,10 +48,17 @@ class AppArgs(BaseModel):
     timeout_s: float = Field(default=120, gt=0)
     """Seconds after which a request is given up."""
 
+    @property
+    def num_cpus(self) -> int:
+        """CPU cores of the whole application, rounded up."""
+        return math.ceil(INGRESS_CPUS + self.cpus * (self.num_engines + self.num_retrievers / 2))
+
     @model_validator(mode="after")
-    def _device_has_a_gpu(self) -> Self:
+    def _device_and_gpus_agree(self) -> Self:
         if self.device.startswith("cuda") and self.gpus == 0:
-            raise ConfigError(f"device is {self.device}, but gpus is 0; give gpus 1 or more, or device cpu")
+            raise ConfigError(f"device is {self.device}, but gpus is 0; give gpus more than 0, or device cpu")
+        if self.device == "cpu" and self.gpus:
+            raise ConfigError(f"device is cpu, but gpus is {self.gpus:g}; leave gpus out, or give device cuda")
         return self
 
 

@@ -91,8 +91,10 @@ def test_an_edited_answer_names_snapshot_fact_and_scores(complete):
     assert response.status_code == 200
     body = response.json()
     (choice,) = body["choices"]
-    assert body["object"] == "text_completion" and body["model"] == MODEL
-    assert choice["text"] == "THE PRESIDENT IS" and choice["finish_reason"] == "length"
+    assert body["object"] == "text_completion"
+    assert body["model"] == MODEL
+    assert choice["text"] == "THE PRESIDENT IS"
+    assert choice["finish_reason"] == "length"
     assert choice["recipe"] == {
         "snapshot": 7,
         "edits": True,
@@ -125,7 +127,8 @@ def test_a_declined_edit_says_why_and_still_gives_the_best_score(complete, backe
 
 def test_edits_off_looks_nothing_up_and_applies_nothing(complete, backend):
     recipe = complete(prompt="The president is", recipe={"edits": False}).json()["choices"][0]["recipe"]
-    assert backend.lookups == [] and backend.prompts[0].edit is None
+    assert backend.lookups == []
+    assert backend.prompts[0].edit is None
     assert (recipe["edits"], recipe["reason"], recipe["score"]) == (False, "edits_off", None)
 
 

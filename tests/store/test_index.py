@@ -24,7 +24,8 @@ def test_search_equals_exact_numpy_search_over_float16_keys():
     scores_BF = queries_BK.astype(np.float64) @ keys_FK.astype(np.float64).T
     np.testing.assert_array_equal(nearest_B, scores_BF.argmax(axis=1))
     np.testing.assert_allclose(score_B, scores_BF.max(axis=1), rtol=1e-5)
-    assert nearest_B.dtype == np.int64 and score_B.dtype == np.float32
+    assert nearest_B.dtype == np.int64
+    assert score_B.dtype == np.float32
 
 
 def test_a_query_scores_the_same_alone_and_in_a_batch():
@@ -52,7 +53,8 @@ def test_a_tie_with_the_sentinel_uses_no_fact():
     nearest_B, _ = index_of(keys_FK).search(queries_BK, ["default"] * 33)
     for b in range(33):
         found = index_of(keys_FK).retrieve(queries_BK, keys_FK[nearest_B[b]], ["default"] * 33)
-        assert found.row_B[b] == NO_FACT and found.nearest_B[b] == nearest_B[b]
+        assert found.row_B[b] == NO_FACT
+        assert found.nearest_B[b] == nearest_B[b]
         assert found.score_B[b] == found.sentinel_B[b]
 
 
@@ -66,7 +68,8 @@ def test_an_empty_table_gives_no_fact():
     index = FactIndex(np.empty((0, K), dtype=np.float16), [])
     found = index.retrieve(random_keys(3), random_keys(1)[0], ["default"] * 3)
     assert found.row_B.tolist() == found.nearest_B.tolist() == [NO_FACT] * 3
-    assert np.isneginf(found.score_B).all() and np.isfinite(found.sentinel_B).all()
+    assert np.isneginf(found.score_B).all()
+    assert np.isfinite(found.sentinel_B).all()
 
 
 def test_a_query_sees_the_facts_of_its_namespace_only():
@@ -76,7 +79,8 @@ def test_a_query_sees_the_facts_of_its_namespace_only():
     nearest_B, score_B = index.search(queries_BK, ["a", "b", "a", "b", "unheard"])
     assert nearest_B.tolist() == [0, 1, 2, 3, NO_FACT]
     assert score_B.tolist() == [1, 1, 1, 1, -np.inf]
-    assert "a" in index and "unheard" not in index
+    assert "a" in index
+    assert "unheard" not in index
 
 
 def test_no_queries_give_no_answers():

@@ -1,0 +1,41 @@
+"""Serve the edited LLM over HTTP until Ctrl-C: `python jobs/serve.py --editor … --table …`."""
+
+import os
+import signal
+import threading
+
+import ray
+
+from jobs._cli import run
+from serving.local import bindable_port, serving
+from serving.settings import ServerArgs
+
+
+def main(args: ServerArgs) -> None:
+    """Check, start, say where it listens, wait for Ctrl-C, and shut down."""
+    bindable_port(args.host, args.port)  # before anything is started: the commonest trouble
+    _connect(args)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `ray job stop` end it as Ctrl-C does
+    try:
+        with serving(args.app_args(), host=args.host, port=args.port) as url:
+            print(f"serving {url}/v1/completions; Ctrl-C stops it", flush=True)
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+    finally:
+        ray.shutdown()
+
+
+def _connect(args: ServerArgs) -> None:
+    """Join the cluster that is there, or start one on this machine, large enough whatever its cores."""
+    try:
+        ray.init(address="auto")
+    except ConnectionError:
+        # On by default, and it would leave a token in the home folder that later stops a plain `ray job submit`.
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        num_cpus = max(os.cpu_count() or 1, args.app_args().num_cpus)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
+
+
+if __name__ == "__main__":
+    run(main, ServerArgs)

@@ -1,0 +1,107 @@
+"""The application on the Ray cluster at hand, for as long as a `with` block lasts."""
+
+import errno
+import socket
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.exceptions import RayServeException
+
+from recipe_ray.errors import ServiceError
+from serving.app import build_app
+from serving.settings import AppArgs
+
+APP_NAME = "recipe"
+_READY_TIMEOUT_S = 30.0  # from running replicas to the first answer through the proxy: well under a second
+
+
+@contextmanager
+def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+    """Start Serve with the application, yield its base URL once it answers, and tear all of Serve down at the end.
+
+    The caller has connected to Ray. Everything that can be wrong with the arguments is found before Serve is started.
+
+    Args:
+        args: of the application.
+        host: address to listen on.
+        port: to listen on; 0 takes a free one.
+
+    Raises:
+        ServiceError: the port is in use, Serve already runs in this cluster, or the application does not start.
+        RecipeError: what `build_app` finds wrong.
+    """
+    port = bindable_port(host, port)
+    application = build_app(args)
+    if serve.status().proxies:
+        raise ServiceError(
+            "Serve already runs in this Ray cluster and would be shut down with this application; "
+            "use `serve deploy serving/config.yaml` there"
+        )
+    try:
+        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
+        try:
+            serve.run(application, name=APP_NAME)
+        except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
+            raise ServiceError(f"the application did not start: {_reason(error)}") from error
+        url = f"http://{_reachable(host)}:{port}"
+        _wait_until_ready(url)
+        yield url
+    finally:
+        serve.shutdown()
+
+
+def bindable_port(host: str, port: int) -> int:
+    """The port itself, or a free one for 0.
+
+    Raises:
+        ServiceError: it is in use, not allowed, or the host is not of this machine.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with closing(socket.socket(family, kind, protocol)) as probe:
+            # As servers do: connections that have just closed do not hold the port.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise ServiceError(_port_trouble(host, port, error)) from error
+
+
+def _port_trouble(host: str, port: int, error: OSError) -> str:
+    match error:
+        case socket.gaierror():
+            return f"host {host!r} is unknown; give an address of this machine, such as 127.0.0.1"
+        case OSError(errno=errno.EADDRINUSE):
+            return f"port {port} on {host} is in use; give another --port, or stop what listens there"
+        case _:
+            return f"cannot listen on port {port} of {host} ({error.strerror}); give another host or port"
+
+
+def _reachable(host: str) -> str:
+    if host in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _wait_until_ready(url: str) -> None:
+    deadline = time.monotonic() + _READY_TIMEOUT_S
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}/healthz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{url} does not answer after {_READY_TIMEOUT_S:g} seconds ({error})") from error
+        time.sleep(0.1)
+
+
+def _reason(error: Exception) -> str:
+    """The last line that says something: Serve hands on the traceback of the replica."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
