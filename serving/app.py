@@ -36,7 +36,7 @@ def build_app(args: AppArgs) -> Application:
     table = FactTable.open(args.table, args.snapshot)
     table.check_editor(identity)
 
-    device, gpus = _placement(args)
+    device, gpus = engine_placement(args)
     retriever = _deployment(
         RetrieverDeployment,
         num_replicas=args.num_retrievers,
@@ -74,15 +74,15 @@ def build_app(args: AppArgs) -> Application:
     )
 
 
-def _placement(args: AppArgs) -> tuple[str, float]:
-    """Device and number of GPUs of an engine."""
-    if args.device != "auto":
-        return args.device, args.gpus if args.gpus is not None else float(args.device != "cpu")
+def engine_placement(args: AppArgs) -> tuple[str, float]:
+    """Device of an engine, and how many GPUs Ray has to give it."""
     gpus = args.gpus
-    if gpus is None:
+    if gpus is None and args.device == "auto":
         available = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else 0
         gpus = float(available >= args.num_engines)
-    return ("cuda" if gpus else "cpu"), gpus
+    if gpus is None:
+        gpus = float(args.device != "cpu")
+    return args.device if args.device != "auto" else "cuda" if gpus else "cpu", gpus
 
 
 def _deployment(part: type, **options: Any) -> Deployment:

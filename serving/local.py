@@ -8,13 +8,14 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
+import ray
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
 
 from recipe_ray.errors import ServiceError
-from serving.app import build_app
+from serving.app import build_app, engine_placement
 from serving.settings import AppArgs
 
 APP_NAME = "recipe"
@@ -33,11 +34,13 @@ def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iter
         port: to listen on; 0 takes a free one.
 
     Raises:
-        ServiceError: the port is in use, Serve already runs in this cluster, or the application does not start.
+        ServiceError: the port is in use, the cluster is too small, Serve already runs in it, or the application does
+            not start.
         RecipeError: what `build_app` finds wrong.
     """
     port = bindable_port(host, port)
     application = build_app(args)
+    _check_resources(args)
     if serve.status().proxies:
         raise ServiceError(
             "Serve already runs in this Ray cluster and would be shut down with this application; "
@@ -71,6 +74,21 @@ def bindable_port(host: str, port: int) -> int:
             return int(probe.getsockname()[1])
     except OSError as error:
         raise ServiceError(_port_trouble(host, port, error)) from error
+
+
+def _check_resources(args: AppArgs) -> None:
+    """Refuse what the cluster cannot hold: Serve would wait for it without end."""
+    _, gpus = engine_placement(args)
+    there = ray.cluster_resources()
+    for name, needed, flags in (
+        ("CPU", args.num_cpus, "cpus, num_engines or num_retrievers"),
+        ("GPU", gpus * args.num_engines, "gpus or num_engines"),
+    ):
+        if needed > there.get(name, 0):
+            raise ServiceError(
+                f"the application needs {needed:g} {name}s, but the Ray cluster has {there.get(name, 0):g}; "
+                f"lower {flags}"
+            )
 
 
 def _port_trouble(host: str, port: int, error: OSError) -> str:

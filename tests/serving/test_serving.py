@@ -108,3 +108,9 @@ def test_a_second_server_is_refused_while_one_runs(client, args):
     with pytest.raises(ServiceError, match="already runs in this Ray cluster"), serving(args, port=0):
         pass
     assert client.get("/healthz").status_code == 200, "the refused start must leave the running one alone"
+
+
+@pytest.mark.parametrize(("wish", "says"), [({"cpus": 64}, "needs 97 CPUs"), ({"device": "cuda"}, "needs 1 GPUs")])
+def test_an_application_too_large_for_the_cluster_is_refused_at_once(ray_cluster, args, wish, says):
+    with pytest.raises(ServiceError, match=says), serving(args.model_copy(update=wish), port=0):
+        pass

@@ -41,10 +41,11 @@ def test_a_query_scores_the_same_alone_and_in_a_batch():
 
 
 @pytest.mark.parametrize("batch", [1, 40])
-def test_of_equal_facts_the_lowest_row_is_found(batch):
+@pytest.mark.parametrize("num_equal", [3, 20])
+def test_of_equal_facts_the_lowest_row_is_found(batch, num_equal):
     keys_FK = random_keys(60)
-    keys_FK[[7, 21, 48]] = 3 * keys_FK[21]
-    nearest_B, _ = index_of(keys_FK).search(np.repeat(keys_FK[48:49], batch, axis=0), ["default"] * batch)
+    keys_FK[7 : 7 + 2 * num_equal : 2] = 3 * keys_FK[7]
+    nearest_B, _ = index_of(keys_FK).search(np.repeat(keys_FK[7:8], batch, axis=0), ["default"] * batch)
     assert set(nearest_B) == {7}
 
 
