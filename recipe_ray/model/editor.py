@@ -155,6 +155,20 @@ class Editor(nn.Module):
         """What tables keep of this editor."""
         return _identity(self.config, self.fingerprint(), self.llm_width, self.sentinel().float().cpu().numpy())
 
+    def load_weights(self, directory: str | Path) -> None:
+        """Take over the weights that `save` wrote for an editor of this shape.
+
+        Raises:
+            EditorError: missing, damaged, or of another shape.
+        """
+        path = Path(directory) / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+            weights.pop(SENTINEL_TENSOR)
+            self.load_state_dict(weights)
+        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+            raise EditorError(f"{path}: cannot be read ({_one_line(error)}); train or copy it again") from error
+
     def save(self, directory: str | Path, *, extra: dict[str, Any] | None = None) -> None:
         """Write the editor's directory: weights, card, encoder config and tokenizer; `extra` goes into the card."""
         path = Path(directory)
@@ -203,15 +217,8 @@ def load_editor(path: str | Path, device: str = "auto") -> Editor:
     folder = Path(path)
     card = _read_card(folder)
     config = editor_config_from_dict(card["config"], place=str(folder / CARD_FILE))
-    editor = Editor(
-        config, empty_encoder(str(folder / ENCODER_FOLDER), config.pooling), llm_width=card["llm_width"]
-    )
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-        weights.pop(SENTINEL_TENSOR)
-        editor.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise EditorError(f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again") from error
+    editor = Editor(config, empty_encoder(str(folder / ENCODER_FOLDER), config.pooling), llm_width=card["llm_width"])
+    editor.load_weights(folder)
     if editor.fingerprint() != card["fingerprint"]:
         raise EditorError(
             f"{folder}: weights of fingerprint {editor.fingerprint()}, but {CARD_FILE} says {card['fingerprint']}; "

@@ -24,11 +24,11 @@ class _Question:
 class EditStream:
     """Batches of edits that are hard to tell apart: several relations of one subject, twins in name.
 
-    Batch number n of a seed is the same whoever asks for it, so a resumed training sees the batches it would have
+    Batch number n of a seed (any text) is the same whoever asks for it, so a resumed training sees the batches it would have
     seen, and every worker draws its own by its own seed.
     """
 
-    def __init__(self, world: World, *, batch_size: int, seed: int) -> None:
+    def __init__(self, world: World, *, batch_size: int, seed: str) -> None:
         self.inventor = Inventor(world)
         self.batch_size = batch_size
         self.seed = seed

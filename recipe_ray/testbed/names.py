@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 ORDER = 3
 START, END = "^", "$"
+DIGITS = "0123456789"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 MAX_LETTERS = 16
-MAX_TRIES = 50
+MAX_TRIES = 20
 
 
 class NameModel:
@@ -22,7 +23,8 @@ class NameModel:
         self.names = frozenset(names)
         self.min_letters = min_letters
         self.followers: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self.names):
+        self._ordered = sorted(self.names)
+        for name in self._ordered:
             padded = START * ORDER + name + END
             for end in range(ORDER, len(padded)):
                 # Shorter contexts too: now and then one is used, so that rare letter sequences are left again.
@@ -30,24 +32,24 @@ class NameModel:
                     self.followers[padded[end - order : end]].append(padded[end])
 
     def invent(self, rng: random.Random) -> str:
-        """A new name. Where the given names hardly vary (six continents), ever shorter contexts are tried."""
-        for attempt in range(MAX_TRIES * ORDER):
-            longest = ORDER - attempt // MAX_TRIES
+        """A new name; where the chain only gives back the names it was made from (two-letter codes), one letter off."""
+        for _ in range(MAX_TRIES):
             name = START * ORDER
             while not name.endswith(END) and len(name) < MAX_LETTERS + ORDER + 1:
-                order = longest if longest == 1 or rng.random() < 0.7 else longest - 1
+                order = ORDER if rng.random() < 0.7 else ORDER - 1
                 name += rng.choice(self.followers[name[-order:]])
             name = name.strip(START + END)
             if self.min_letters <= len(name) <= MAX_LETTERS and name == name.strip() and name not in self.names:
                 return name
-        raise RuntimeError(f"no new name in {MAX_TRIES * ORDER} tries over {sorted(self.names)[:5]}")
+        return self.neighbour(rng.choice(self._ordered), rng)
 
     def neighbour(self, name: str, rng: random.Random) -> str:
-        """The same name but for one letter: the hardest subject to tell it from."""
-        places = [place for place, char in enumerate(name) if char.isalpha()]
+        """The same name but for one letter or digit: the hardest subject to tell it from."""
+        places = [place for place, char in enumerate(name) if char.isalnum()]
         while True:
             place = rng.choice(places)
-            letter = rng.choice(LETTERS)
-            changed = name[:place] + (letter.upper() if name[place].isupper() else letter) + name[place + 1 :]
+            old = name[place]
+            new = rng.choice(DIGITS if old.isdigit() else LETTERS)
+            changed = name[:place] + (new.upper() if old.isupper() else new) + name[place + 1 :]
             if changed != name and changed not in self.names:
                 return changed

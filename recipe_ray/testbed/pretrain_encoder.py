@@ -122,8 +122,8 @@ def pretrain(llm: Path, output: Path, *, steps: int, log_every: int) -> dict[str
     task = Pretraining(new_encoder(tokenizer, lm.get_input_embeddings().weight.detach()))
     optimizer = torch.optim.AdamW(task.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP_SHARE)
-    training = EditStream(world, batch_size=EDITS_PER_STEP, seed=SEED)
-    tuning = EditStream(world, batch_size=EDITS_PER_STEP, seed=SEED + 1)
+    training = EditStream(world, batch_size=EDITS_PER_STEP, seed=f"{SEED}/training")
+    tuning = EditStream(world, batch_size=EDITS_PER_STEP, seed=f"{SEED}/tuning")
     started = time.monotonic()
     for step in range(1, steps + 1):
         batch = training.batch(step)

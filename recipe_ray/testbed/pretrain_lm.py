@@ -4,6 +4,7 @@ About half an hour on 2 cores. The result ships in `weights/llm`; run this only 
 """
 
 import argparse
+import copy
 import json
 import random
 import time
@@ -27,8 +28,9 @@ ROW_TOKENS = 96
 ROWS_PER_STEP = 48
 LEARNING_RATE = 3e-3
 WARMUP_SHARE = 0.05
-# A subject, or an answer that nothing foretells, is noise to the LM: little is to be learned from its tokens.
-UNFORESEEABLE_WEIGHT = 0.1
+# A subject, or an answer that nothing foretells, is noise to the LM: little is to be learned from its tokens, so the
+# loss takes a sample of them.
+UNFORESEEABLE_SHARE = 0.1
 END = "."
 
 
@@ -51,34 +53,34 @@ def new_lm(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def document_tokens(document: list[Sentence], tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[float]]:
-    """Token ids of a document, BOS and EOS included, and the weight of each as a target."""
-    pieces, weights = [], []
+    """Token ids of a document, BOS and EOS included, and the chance of each to be a target."""
+    pieces, shares = [], []
     for number, sentence in enumerate(document):
         pieces += [(" " if number else "") + sentence.prompt, f" {sentence.answer}{END}"]
-        weights += [UNFORESEEABLE_WEIGHT, 1.0 if sentence.foreseeable else UNFORESEEABLE_WEIGHT]
+        shares += [UNFORESEEABLE_SHARE, 1.0 if sentence.foreseeable else UNFORESEEABLE_SHARE]
     encoded = tokenizer(pieces, add_special_tokens=False)["input_ids"]
-    ids, id_weights = [tokenizer.bos_token_id], [0.0]
-    for piece_ids, weight in zip(encoded, weights, strict=True):
+    ids, id_shares = [tokenizer.bos_token_id], [0.0]
+    for piece_ids, share in zip(encoded, shares, strict=True):
         ids += piece_ids
-        id_weights += [weight] * len(piece_ids)
-    return [*ids, tokenizer.eos_token_id], [*id_weights, UNFORESEEABLE_WEIGHT]
+        id_shares += [share] * len(piece_ids)
+    return [*ids, tokenizer.eos_token_id], [*id_shares, UNFORESEEABLE_SHARE]
 
 
 def packed_batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of ids and weights [ROWS_PER_STEP, ROW_TOKENS + 1], documents one behind another."""
+    """Endless batches of ids and chances [ROWS_PER_STEP, ROW_TOKENS + 1], documents one behind another."""
     size = ROWS_PER_STEP * (ROW_TOKENS + 1)
     ids: list[int] = []
-    weights: list[float] = []
+    shares: list[float] = []
     for document in corpus:
-        new_ids, new_weights = document_tokens(document, tokenizer)
+        new_ids, new_shares = document_tokens(document, tokenizer)
         ids += new_ids
-        weights += new_weights
+        shares += new_shares
         if len(ids) >= size:
             yield (
                 torch.tensor(ids[:size]).view(ROWS_PER_STEP, -1),
-                torch.tensor(weights[:size]).view(ROWS_PER_STEP, -1),
+                torch.tensor(shares[:size]).view(ROWS_PER_STEP, -1),
             )
-            ids, weights = ids[size:], weights[size:]
+            ids, shares = ids[size:], shares[size:]
 
 
 def answers(llm: FrozenLLM, prompts: list[str], *, batch_size: int = 256) -> list[str]:
@@ -93,7 +95,7 @@ def answers(llm: FrozenLLM, prompts: list[str], *, batch_size: int = 256) -> lis
 
 def recall(llm: FrozenLLM, world: World, *, phrasing: int) -> float:
     """Share of the world's facts that the LM completes exactly, in free generation, in one phrasing."""
-    prompts = [phrase(fact.relation.phrasings[phrasing], fact.subject) for fact in world.facts]
+    prompts = [fact.prompt(phrasing) for fact in world.facts]
     found = answers(llm, prompts)
     return sum(got == fact.answer for got, fact in zip(found, world.facts, strict=True)) / len(prompts)
 
@@ -134,11 +136,10 @@ def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) ->
     batches = packed_batches(Corpus(world, edits, seed=SEED), tokenizer)
     started = time.monotonic()
     for step in range(1, steps + 1):
-        ids, weights = next(batches)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        nll = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        target_weights = weights[:, 1:].flatten()
-        loss = (nll * target_weights).sum() / target_weights.sum()
+        ids, shares = next(batches)
+        targets = torch.rand(shares[:, 1:].shape) < shares[:, 1:]
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        loss = functional.cross_entropy(model.lm_head(hidden[targets]), ids[:, 1:][targets])
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -150,9 +151,9 @@ def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) ->
         if step % measure_every == 0 and step < steps:
             print(measure(FrozenLLM(model, tokenizer, name=TESTBED), world, edits), flush=True)
             model.train().requires_grad_(True)
-    model.bfloat16().save_pretrained(output)
-    tokenizer.save_pretrained(output)
-    measured = measure(FrozenLLM(model.float(), tokenizer, name=TESTBED), world, edits)
+            _save(model, tokenizer, output)  # something to go on with if the rest is lost
+    _save(model, tokenizer, output)
+    measured = measure(FrozenLLM(model.bfloat16().float(), tokenizer, name=TESTBED), world, edits)
     measured["parameters"] = model.num_parameters()
     measured["steps"] = steps
     measured["seconds"] = round(time.monotonic() - started)
@@ -160,13 +161,18 @@ def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) ->
     return measured
 
 
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    copy.deepcopy(model).bfloat16().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--measure-every", type=int, default=500)
+    parser.add_argument("--measure-every", type=int, default=400)
     args = parser.parse_args()
     print(pretrain(args.output, steps=args.steps, log_every=args.log_every, measure_every=args.measure_every))
 

@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerFast
 from recipe_ray.testbed.inventions import Inventor
 from recipe_ray.testbed.world import World
 
-VOCABULARY_SIZE = 1536
-NUM_INVENTED_NAMES = 40_000
+VOCABULARY_SIZE = 2048
+NUM_INVENTED_NAMES = 20_000
 BOS, EOS, PAD, MASK = "<s>", "</s>", "<pad>", "<mask>"
 
 
@@ -26,7 +26,7 @@ def train_tokenizer(world: World, *, seed: int, max_length: int) -> PreTrainedTo
     ]
     names = [" " + inventor.subject(rng).name for _ in range(NUM_INVENTED_NAMES)]
     answers = [
-        f" {inventor.answer(relation, rng)}." for relation in world.relations for _ in range(NUM_INVENTED_NAMES // 20)
+        f" {inventor.answer(relation, rng)}." for relation in world.relations for _ in range(NUM_INVENTED_NAMES // 8)
     ]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

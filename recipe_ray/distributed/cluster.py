@@ -1,0 +1,22 @@
+"""Joining the cluster that was named, or starting one on this machine."""
+
+import os
+
+import ray
+
+
+def connect(*, num_cpus: int | None = None) -> None:
+    """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
+
+    A cluster that merely happens to run on the machine is not joined: it may belong to another job and end with it.
+    `RAY_ADDRESS=auto` joins it.
+
+    Args:
+        num_cpus: CPUs that a started cluster reports; None counts the machine's.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        return
+    # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)

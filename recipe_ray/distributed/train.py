@@ -1,0 +1,266 @@
+"""Joint training of an editor on Ray Train: data-parallel workers, checkpoints, resume by run name."""
+
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
+from safetensors.torch import load_file, save_file
+
+from recipe_ray.config import LossWeights, TrainConfig
+from recipe_ray.errors import ConfigError, ModelError, RecipeError
+from recipe_ray.model.editor import Editor, new_editor
+from recipe_ray.model.llm import llm_width, load_llm
+from recipe_ray.model.training import JointTraining, make_optimizer
+from recipe_ray.store import files
+from recipe_ray.testbed.edits import EditStream
+from recipe_ray.testbed.world import load_world
+
+NUM_TUNING_BATCHES = 8
+KEEP_CHECKPOINTS = 2
+MAX_WORKER_RESTARTS = 2
+CONFIG_FILE = "train_config.json"
+STATE_FILE = "state.pt"
+EDITOR_FOLDER = "editor"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """What a training did.
+
+    Attributes:
+        editor: where the editor lies.
+        fingerprint: of its weights.
+        num_steps: steps of the whole training.
+        num_steps_now: steps that this start took; fewer where it resumed.
+        seconds: wall time of this start, start-up included.
+        edits_per_s: edits trained on a second, over all workers, start-up left out.
+        before, after: mean losses and accuracies over tuning edits that no training step saw.
+    """
+
+    editor: str
+    fingerprint: str
+    num_steps: int
+    num_steps_now: int
+    seconds: float
+    edits_per_s: float
+    before: dict[str, float]
+    after: dict[str, float]
+
+
+def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) -> TrainReport:
+    """Train on the connected Ray cluster; a run of that name in that storage is continued.
+
+    Args:
+        config: what to train, and how.
+        run: names the run's folder in `storage`; the same name resumes from its last checkpoint.
+        storage: folder (local or s3) of all runs' checkpoints; on several nodes, one that all of them reach.
+        output: folder (local or s3) for the editor.
+
+    Raises:
+        ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
+        ModelError: the LLM or the encoder cannot be loaded, or the loss is no longer a number.
+        OutputError: `storage` or `output` cannot be written.
+    """
+    started = time.monotonic()
+    files.check_writable(storage)
+    files.check_writable(output)
+    llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
+    _claim_run(config, files.join(storage, run))
+    scaling = _scaling(config)
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config={"config": config},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=run,
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_RESTARTS),
+            checkpoint_config=CheckpointConfig(num_to_keep=KEEP_CHECKPOINTS),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _user_fault(error) or error from error
+    assert result.checkpoint is not None and result.metrics is not None  # the worker ends with a report of both
+    with result.checkpoint.as_directory() as folder:
+        files.publish(Path(folder) / EDITOR_FOLDER, output)
+    metrics = result.metrics
+    return TrainReport(
+        editor=output,
+        fingerprint=metrics["fingerprint"],
+        num_steps=config.num_steps,
+        num_steps_now=metrics["num_steps_now"],
+        seconds=time.monotonic() - started,
+        edits_per_s=metrics["edits_per_s"],
+        before=metrics["before"],
+        after=metrics["after"],
+    )
+
+
+def _train_worker(arguments: dict[str, Any]) -> None:
+    """The loop of one worker."""
+    config: TrainConfig = arguments["config"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    device = ray.train.torch.get_device()
+    assert isinstance(device, torch.device)
+    torch.manual_seed(config.seed)
+    llm = load_llm(config.editor.llm, str(device))
+    editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
+    joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end)
+    # A stage without edit losses leaves the prompt encoder without gradient.
+    options = {"find_unused_parameters": True}
+    model = ray.train.torch.prepare_model(joint, parallel_strategy_kwargs=options)
+    optimizer, schedule = make_optimizer(editor, config)
+    world = load_world()
+    training = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/{rank}")
+    tuning = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/tuning")
+
+    first, before = _restore(editor, optimizer, schedule)
+    if before is None:
+        before = evaluate(joint, tuning)
+        if rank == 0:
+            print(f"before: {describe(before)}", flush=True)
+    editor.train()
+    started = time.monotonic()
+    for step in range(first, config.num_steps):
+        # Random numbers (dropout) depend on the step, not on the past: a resumed run draws what it would have drawn.
+        torch.manual_seed(config.seed + step * num_workers + rank)
+        loss, metrics = model(training.batch(step), config.weights_at(step))
+        if not math.isfinite(loss.item()):
+            raise ModelError(f"step {step}: the loss is {loss.item()}; lower the learning rates and start the run again")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(editor.parameters(), config.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        done = step + 1
+        if rank == 0 and done % config.log_every == 0:
+            rate = (done - first) * config.batch_size * num_workers / (time.monotonic() - started)
+            print(f"step {done}/{config.num_steps} {describe(metrics)} {rate:.0f} edits/s", flush=True)
+        if done % config.checkpoint_every == 0 and done < config.num_steps:
+            _report(metrics, editor, optimizer, schedule, step=done, before=before, rank=rank)
+    seconds = time.monotonic() - started
+    after = evaluate(joint, tuning)
+    if rank == 0:
+        print(f"after: {describe(after)}", flush=True)
+    num_steps_now = config.num_steps - first
+    final = {
+        "before": before,
+        "after": after,
+        "fingerprint": editor.fingerprint(),
+        "num_steps_now": num_steps_now,
+        "edits_per_s": num_steps_now * config.batch_size * num_workers / seconds if num_steps_now else 0.0,
+    }
+    _report(final, editor, optimizer, schedule, step=config.num_steps, before=before, rank=rank)
+
+
+@torch.no_grad()
+def evaluate(joint: JointTraining, stream: EditStream) -> dict[str, float]:
+    """Mean losses and accuracies over tuning batches, all losses at weight 1."""
+    joint.eval()
+    totals: dict[str, float] = {}
+    for number in range(NUM_TUNING_BATCHES):
+        _, metrics = joint(stream.batch(number), LossWeights())
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + value / NUM_TUNING_BATCHES
+    return totals
+
+
+def describe(metrics: dict[str, float]) -> str:
+    """Metrics on one line."""
+    return " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _report(
+    metrics: dict[str, Any],
+    editor: Editor,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    *,
+    step: int,
+    before: dict[str, float],
+    rank: int,
+) -> None:
+    """Report to Ray Train, a barrier for all workers; the first one brings the checkpoint."""
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        editor.save(Path(folder) / EDITOR_FOLDER, extra={"num_steps": step})
+        state = {
+            "step": step,
+            "before": before,
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
+        torch.save(state, Path(folder) / STATE_FILE)
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _restore(
+    editor: Editor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+) -> tuple[int, dict[str, float] | None]:
+    """The next step and the metrics before training, from the run's last checkpoint, if there is one."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0, None
+    with checkpoint.as_directory() as folder:
+        editor.load_weights(Path(folder) / EDITOR_FOLDER)
+        state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return state["step"], state["before"]
+
+
+def _claim_run(config: TrainConfig, folder: str) -> None:
+    """Keep the resolved configuration with the run; refuse to continue a run that was begun with another."""
+    resolved = json.loads(json.dumps(dataclasses.asdict(config)))
+    path = files.join(folder, CONFIG_FILE)
+    written = files.read_text(path)
+    if written is None:
+        files.write_text(path, json.dumps(resolved, indent=2) + "\n")
+        return
+    begun = json.loads(written)
+    if different := sorted(name for name in resolved if begun.get(name) != resolved[name]):
+        name = different[0]
+        raise ConfigError(
+            f"{folder}: this run was begun with {name} {begun.get(name)}, not {resolved[name]}; "
+            "take another run name, or the same settings to continue it"
+        )
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    """Workers on GPUs where the cluster has them, else on its CPUs."""
+    resources = ray.cluster_resources()
+    use_gpu = config.device != "cpu" and resources.get("GPU", 0) > 0
+    if config.device.startswith("cuda") and not use_gpu:
+        raise ConfigError(f"device is {config.device!r}, but the Ray cluster has no GPU; give auto or cpu")
+    unit, number = ("GPU", resources.get("GPU", 0)) if use_gpu else ("CPU", resources.get("CPU", 0))
+    cpus = config.cpus_per_worker or max(1, resources.get("CPU", 1) // config.num_workers)
+    wanted = config.num_workers if use_gpu else config.num_workers * cpus
+    if wanted > number:
+        raise ConfigError(
+            f"{config.num_workers} workers want {wanted:g} {unit}s, but the Ray cluster has {number:g}; "
+            "give fewer workers, fewer cpus_per_worker, or add nodes"
+        )
+    return ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus})
+
+
+def _user_fault(error: TrainingFailedError) -> RecipeError | None:
+    """The fault of user or data behind a failed run, if that is what it was."""
+    failures = getattr(error, "worker_failures", {})
+    faults = [fault for fault in failures.values() if isinstance(fault, RecipeError)]
+    return faults[0] if faults else None
