@@ -128,6 +128,38 @@ def open_lines(uri: str) -> IO[bytes]:
     return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if uri.endswith(".gz") else stream
 
 
+def read_text(uri: str) -> str | None:
+    """Read a small text file; None where there is none.
+
+    Raises:
+        OutputError: it is there and cannot be read.
+    """
+    filesystem_, path = filesystem(uri)
+    try:
+        if filesystem_.get_file_info(path).type != fs.FileType.File:
+            return None
+        with filesystem_.open_input_stream(path) as stream:
+            return cast(bytes, stream.read()).decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the credentials, or remove it") from error
+
+
+def write_text(uri: str, text: str) -> None:
+    """Write a small text file, with the directories above it.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    filesystem_, path = filesystem(uri)
+    try:
+        if not is_s3(uri):
+            filesystem_.create_dir(path.rpartition("/")[0], recursive=True)
+        with filesystem_.open_output_stream(path) as stream:
+            stream.write(text.encode())
+    except OSError as error:
+        raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
+
+
 def check_writable(uri: str) -> None:
     """Refuse a place that cannot be written, before work is spent on it; leaves nothing behind.
 
@@ -279,5 +311,5 @@ def _nearest_directory(path: Path) -> Path:
     return Path("/")
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).splitlines()[0][:200]
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or str(error)).splitlines()[0][:200]

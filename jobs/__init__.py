@@ -1,0 +1,1 @@
+"""Command lines: parse, connect, call, say where the result lies."""

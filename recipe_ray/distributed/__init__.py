@@ -1,0 +1,1 @@
+"""Ray's part of the package: the training loop, the ingest stages, the commit."""
