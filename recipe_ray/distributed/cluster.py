@@ -5,7 +5,7 @@ import os
 import ray
 
 
-def connect(*, num_cpus: int | None = None) -> None:
+def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
 
     A cluster that merely happens to run on the machine is not joined: it may belong to another job and end with it.
@@ -13,10 +13,11 @@ def connect(*, num_cpus: int | None = None) -> None:
 
     Args:
         num_cpus: CPUs that a started cluster reports; None counts the machine's.
+        show_workers: print what tasks and actors print.
     """
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=show_workers)
         return
     # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=show_workers)

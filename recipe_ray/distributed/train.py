@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -18,10 +18,12 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from safetensors.torch import load_file, save_file
 
 from recipe_ray.config import LossWeights, TrainConfig
-from recipe_ray.errors import ConfigError, ModelError, RecipeError
-from recipe_ray.model.editor import Editor, new_editor
+from recipe_ray.errors import ConfigError, ModelError, OutputError, RecipeError
+from recipe_ray.model.editor import CARD_FILE, Editor, new_editor
+from recipe_ray.model.encoder import model_type
 from recipe_ray.model.llm import llm_width, load_llm
 from recipe_ray.model.training import JointTraining, make_optimizer
+from recipe_ray.presets import preset
 from recipe_ray.store import files
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
@@ -32,6 +34,54 @@ MAX_WORKER_RESTARTS = 2
 CONFIG_FILE = "train_config.json"
 STATE_FILE = "state.pt"
 EDITOR_FOLDER = "editor"
+# Not below the working directory: a submitted job runs in a copy of the project that Ray removes.
+DEFAULT_STORAGE = "~/recipe-ray"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArgs:
+    """A training as asked for on a command line: a preset, what differs from it, and where things lie.
+
+    Attributes:
+        preset: the set-up to start from; see recipe_ray/presets.py.
+        run: names the run; the same name continues it from its last checkpoint. The preset's name if not given.
+        storage: folder of all runs, local or s3://; on several nodes, one that all of them reach.
+        output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
+        llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
+        encoder: text encoder instead of the preset's: likewise.
+        batch_size: edits a step and worker, instead of the preset's.
+        num_workers: data-parallel workers, instead of the preset's.
+        cpus_per_worker: CPUs that a worker reserves and computes with; all there are, shared out, if not given.
+        device: auto, cpu or cuda.
+        seed: of weights and data.
+    """
+
+    preset: str = "testbed"
+    run: str | None = None
+    storage: str = DEFAULT_STORAGE
+    output: str | None = None
+    llm: str | None = None
+    encoder: str | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
+    cpus_per_worker: float | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int | None = None
+
+    def config(self) -> TrainConfig:
+        """The preset with what differs.
+
+        Raises:
+            ConfigError: no such preset, or options that cannot be.
+        """
+        config = preset(self.preset)
+        given = {name: getattr(self, name) for name in ("llm", "encoder") if getattr(self, name) is not None}
+        changes = {
+            name: getattr(self, name)
+            for name in ("batch_size", "num_workers", "cpus_per_worker", "device", "seed")
+            if getattr(self, name) is not None
+        }
+        return dataclasses.replace(config, editor=dataclasses.replace(config.editor, **given), **changes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,26 +108,25 @@ class TrainReport:
     after: dict[str, float]
 
 
-def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) -> TrainReport:
+def train_editor(args: TrainArgs) -> TrainReport:
     """Train on the connected Ray cluster; a run of that name in that storage is continued.
-
-    Args:
-        config: what to train, and how.
-        run: names the run's folder in `storage`; the same name resumes from its last checkpoint.
-        storage: folder (local or s3) of all runs' checkpoints; on several nodes, one that all of them reach.
-        output: folder (local or s3) for the editor.
 
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
         ModelError: the LLM or the encoder cannot be loaded, or the loss is no longer a number.
-        OutputError: `storage` or `output` cannot be written.
+        OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
     started = time.monotonic()
+    config = args.config()
+    run = args.run or args.preset
+    storage = files.absolute(args.storage)
+    output = files.absolute(args.output) if args.output else files.join(storage, run, EDITOR_FOLDER)
     files.check_writable(storage)
     files.check_writable(output)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
-    _claim_run(config, files.join(storage, run))
+    model_type(config.editor.encoder)
     scaling = _scaling(config)
+    _claim_run(config, files.join(storage, run), output)
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config={"config": config},
@@ -94,9 +143,10 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     except TrainingFailedError as error:
         raise _user_fault(error) or error from error
     assert result.checkpoint is not None and result.metrics is not None  # the worker ends with a report of both
-    with result.checkpoint.as_directory() as folder:
-        files.publish(Path(folder) / EDITOR_FOLDER, output)
     metrics = result.metrics
+    if _fingerprint_at(output) != metrics["fingerprint"]:
+        with result.checkpoint.as_directory() as folder:
+            files.publish(Path(folder) / EDITOR_FOLDER, output)
     return TrainReport(
         editor=output,
         fingerprint=metrics["fingerprint"],
@@ -225,12 +275,17 @@ def _restore(
     return state["step"], state["before"]
 
 
-def _claim_run(config: TrainConfig, folder: str) -> None:
-    """Keep the resolved configuration with the run; refuse to continue a run that was begun with another."""
+def _claim_run(config: TrainConfig, folder: str, output: str) -> None:
+    """Keep the resolved configuration with the run; refuse to continue a run that was begun with another.
+
+    A fresh run also refuses an output that holds an editor already: better now than after the training.
+    """
     resolved = json.loads(json.dumps(dataclasses.asdict(config)))
     path = files.join(folder, CONFIG_FILE)
     written = files.read_text(path)
     if written is None:
+        if _fingerprint_at(output) is not None:
+            raise OutputError(f"{output}: holds an editor of another run; give another --output, or remove it")
         files.write_text(path, json.dumps(resolved, indent=2) + "\n")
         return
     begun = json.loads(written)
@@ -240,6 +295,12 @@ def _claim_run(config: TrainConfig, folder: str) -> None:
             f"{folder}: this run was begun with {name} {begun.get(name)}, not {resolved[name]}; "
             "take another run name, or the same settings to continue it"
         )
+
+
+def _fingerprint_at(output: str) -> str | None:
+    """The fingerprint of the editor that lies there, if one does."""
+    card = files.read_text(files.join(output, CARD_FILE))
+    return None if card is None else str(json.loads(card)["fingerprint"])
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:

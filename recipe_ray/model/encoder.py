@@ -127,6 +127,17 @@ def empty_encoder(directory: str, pooling: Sequence[Pooling]) -> TextEncoder:
     return TextEncoder(model, tokenizer, pooling)
 
 
+def model_type(name: str) -> str:
+    """The architecture of an encoder, from its configuration alone.
+
+    Raises:
+        ModelError: not there or unreadable.
+    """
+    source = model_source(name, "encoder")
+    with loading(name, "encoder"):
+        return str(AutoConfig.from_pretrained(source).model_type)
+
+
 def _pooler_option(source: str, pooling: Sequence[Pooling]) -> dict[str, bool]:
     """BERT's kin build an untrained pooler unless told not to; parameters that nothing uses would stall DDP."""
     has_pooler = AutoConfig.from_pretrained(source).model_type in ("bert", "roberta", "xlm-roberta", "camembert")

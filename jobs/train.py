@@ -1,0 +1,27 @@
+"""Train an editor for a frozen LLM: `python jobs/train.py`, or through `ray job submit`."""
+
+import ray
+
+from jobs._cli import run
+from recipe_ray.distributed.cluster import connect
+from recipe_ray.distributed.train import TrainArgs, describe, train_editor
+
+
+def main(args: TrainArgs) -> None:
+    """Jointly train retriever, prompt encoder and Knowledge Sentinel; without flags, the testbed's editor."""
+    args.config()  # a wrong option is found before a cluster starts
+    connect(show_workers=True)
+    try:
+        report = train_editor(args)
+    finally:
+        ray.shutdown()
+    print(f"before: {describe(report.before)}")
+    print(f"after:  {describe(report.after)}")
+    print(
+        f"editor {report.editor} (fingerprint {report.fingerprint}): {report.num_steps} steps, "
+        f"{report.num_steps_now} of them now, {report.seconds:.0f} s, {report.edits_per_s:.0f} edits/s"
+    )
+
+
+if __name__ == "__main__":
+    run(main, TrainArgs)

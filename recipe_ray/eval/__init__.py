@@ -1,0 +1,1 @@
+"""How well an edited model answers: protocol, metrics, and the editors compared. No Ray."""

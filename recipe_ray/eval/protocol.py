@@ -1,0 +1,108 @@
+"""The measurement: free generation and teacher forcing, at several numbers of simultaneous edits.
+
+Free generation: greedy, up to the first full stop (the stopping rule), compared as text; locality compares with the
+unedited LLM's own text. Teacher forcing: the share of answer tokens that are the most likely next token; for locality
+the answer is what the unedited LLM generates. Every number is a mean over all cases: at T edits at once, the cases are
+taken in groups of T, each group edited apart from the others.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from recipe_ray.config import PromptPosition
+from recipe_ray.errors import ConfigError
+from recipe_ray.eval.cases import KINDS, Ask, EvalCase
+from recipe_ray.eval.editors import Editor, Unedited
+from recipe_ray.model.llm import FrozenLLM
+
+STOP = "."
+MAX_NEW_TOKENS = 24
+BATCH_SIZE = 128
+
+Metrics = dict[str, dict[str, float]]
+Item = TypeVar("Item")
+
+
+class Reader:
+    """The LLM as it answers asks; an ask that comes again is answered from memory, decoding being greedy.
+
+    Args:
+        llm: the frozen LLM.
+        prompts_NPD: continuous prompts that asks refer to by row.
+        position: where a continuous prompt stands.
+    """
+
+    def __init__(self, llm: FrozenLLM, prompts_NPD: npt.NDArray[np.float32], position: PromptPosition) -> None:
+        self.llm = llm
+        self.prompts_NPD = prompts_NPD
+        self.position: PromptPosition = position
+        self._generated: dict[Ask, str] = {}
+        self._accuracy: dict[tuple[Ask, str], float] = {}
+
+    def generate(self, asks: Sequence[Ask]) -> list[str]:
+        """Greedy answers up to the full stop."""
+        for batch in _batches([ask for ask in dict.fromkeys(asks) if ask not in self._generated]):
+            generations = self.llm.generate(
+                [ask.text for ask in batch],
+                [None if ask.fact < 0 else self.prompts_NPD[ask.fact] for ask in batch],
+                max_new_tokens=MAX_NEW_TOKENS,
+                position=self.position,
+                stop=[STOP],
+            )
+            self._generated.update({ask: new.text.strip() for ask, new in zip(batch, generations, strict=True)})
+        return [self._generated[ask] for ask in asks]
+
+    def token_accuracies(self, asks: Sequence[Ask], answers: Sequence[str]) -> list[float]:
+        """Per ask the share of the answer's tokens that are most likely, each after the right ones before it."""
+        pairs = list(zip(asks, answers, strict=True))
+        for batch in _batches([pair for pair in dict.fromkeys(pairs) if pair not in self._accuracy]):
+            self._accuracy.update(zip(batch, self._token_accuracies(batch), strict=True))
+        return [self._accuracy[pair] for pair in pairs]
+
+    @torch.inference_mode()
+    def _token_accuracies(self, pairs: Sequence[tuple[Ask, str]]) -> list[float]:
+        llm = self.llm
+        answer_ids = [llm.tokenize_answer(f" {answer}") for _, answer in pairs]
+        rows = llm.pad(
+            [llm.tokenize(ask.text) + ids for (ask, _), ids in zip(pairs, answer_ids, strict=True)],
+            [0 if ask.fact < 0 else self.prompts_NPD.shape[1] for ask, _ in pairs],
+            self.position,
+        )
+        given = [self.prompts_NPD[ask.fact] for ask, _ in pairs if ask.fact >= 0]
+        prompts = torch.from_numpy(np.stack(given)).to(llm.device) if given else None
+        width = max(map(len, answer_ids))
+        best_BA = llm.answer_logits(rows, prompts, num_answer_tokens=width).argmax(-1).cpu()
+        return [
+            (best[width - len(ids) :] == torch.tensor(ids)).float().mean().item()
+            for best, ids in zip(best_BA, answer_ids, strict=True)
+        ]
+
+
+def evaluate(reader: Reader, editor: Editor, cases: Sequence[EvalCase], *, num_edits: int) -> Metrics:
+    """Metrics of one editor with `num_edits` edits at once: `free` and `teacher_forced`, each by kind of question.
+
+    Raises:
+        ConfigError: `num_edits` does not divide the cases into groups.
+    """
+    if not 1 <= num_edits <= len(cases) or len(cases) % num_edits:
+        raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_edits}; give a divisor")
+    metrics: Metrics = {"free": {}, "teacher_forced": {}}
+    for kind in KINDS:
+        asks = editor.asks(kind, num_edits)
+        if kind == "locality":
+            wanted = reader.generate(Unedited(cases).asks(kind, num_edits))
+        else:
+            wanted = [case.target for case in cases]
+        generated = reader.generate(asks)
+        metrics["free"][kind] = float(np.mean([got == want for got, want in zip(generated, wanted, strict=True)]))
+        metrics["teacher_forced"][kind] = float(np.mean(reader.token_accuracies(asks, wanted)))
+    return metrics
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    for start in range(0, len(items), BATCH_SIZE):
+        yield items[start : start + BATCH_SIZE]
