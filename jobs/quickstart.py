@@ -25,7 +25,7 @@ from jobs.ingest import describe as describe_ingest
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestConfig, IngestReport, ingest
-from recipe_ray.distributed.train import TrainArgs, TrainReport, describe, train_editor
+from recipe_ray.distributed.train import TrainReport, describe, train_editor
 from recipe_ray.errors import ServiceError
 from recipe_ray.eval.cases import KINDS, EvalCase
 from recipe_ray.eval.editors import Editor, InContext, Recipe, Unedited
@@ -33,6 +33,7 @@ from recipe_ray.eval.protocol import STOP, Reader, evaluate
 from recipe_ray.eval.testbed import dump_records, testbed_cases
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
+from recipe_ray.presets import preset
 from recipe_ray.store.table import read_snapshot
 from serving.local import serving
 from serving.settings import AppArgs
@@ -77,7 +78,7 @@ def main(args: QuickstartArgs) -> None:
     try:
         console.rule("1. train the editor (invented subjects only)")
         trained = train_editor(
-            TrainArgs(preset=args.preset, run="training", storage=str(folder), output=str(folder / "editor"))
+            preset(args.preset), run="training", storage=str(folder), output=str(folder / "editor")
         )
         seconds["train"] = trained.seconds
         _print_training(console, trained)

@@ -7,6 +7,7 @@ import threading
 import ray
 
 from jobs._cli import run
+from recipe_ray.distributed.cluster import connect
 from serving.local import bindable_port, serving
 from serving.settings import ServerArgs
 
@@ -14,7 +15,7 @@ from serving.settings import ServerArgs
 def main(args: ServerArgs) -> None:
     """Check, start, say where it listens, wait for Ctrl-C, and shut down."""
     bindable_port(args.host, args.port)  # before anything is started: the commonest trouble
-    _connect(args)
+    connect(num_cpus=max(os.cpu_count() or 1, args.app_args().num_cpus))  # Serve counts cores, a small machine has few
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `ray job stop` end it as Ctrl-C does
     try:
         with serving(args.app_args(), host=args.host, port=args.port) as url:
@@ -24,17 +25,6 @@ def main(args: ServerArgs) -> None:
         print("stopped", flush=True)
     finally:
         ray.shutdown()
-
-
-def _connect(args: ServerArgs) -> None:
-    """Join the cluster that is there, or start one on this machine, large enough whatever its cores."""
-    try:
-        ray.init(address="auto")
-    except ConnectionError:
-        # On by default, and it would leave a token in the home folder that later stops a plain `ray job submit`.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        num_cpus = max(os.cpu_count() or 1, args.app_args().num_cpus)
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False)
 
 
 if __name__ == "__main__":

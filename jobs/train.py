@@ -9,10 +9,10 @@ from recipe_ray.distributed.train import TrainArgs, describe, train_editor
 
 def main(args: TrainArgs) -> None:
     """Jointly train retriever, prompt encoder and Knowledge Sentinel; without flags, the testbed's editor."""
-    args.config()  # a wrong option is found before a cluster starts
+    config = args.config()  # a wrong option is found before a cluster starts
     connect(show_workers=True)
     try:
-        report = train_editor(args)
+        report = train_editor(config, run=args.run_name, storage=args.storage, output=args.output_folder)
     finally:
         ray.shutdown()
     print(f"before: {describe(report.before)}")

@@ -68,6 +68,16 @@ class TrainArgs:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int | None = None
 
+    @property
+    def run_name(self) -> str:
+        """Name of the run."""
+        return self.run or self.preset
+
+    @property
+    def output_folder(self) -> str:
+        """Where the editor goes."""
+        return self.output or files.join(self.storage, self.run_name, EDITOR_FOLDER)
+
     def config(self) -> TrainConfig:
         """The preset with what differs.
 
@@ -108,8 +118,12 @@ class TrainReport:
     after: dict[str, float]
 
 
-def train_editor(args: TrainArgs) -> TrainReport:
+def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) -> TrainReport:
     """Train on the connected Ray cluster; a run of that name in that storage is continued.
+
+    Args:
+        config: what to train, and how.
+        run, storage, output: as in `TrainArgs`.
 
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
@@ -117,10 +131,7 @@ def train_editor(args: TrainArgs) -> TrainReport:
         OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
     started = time.monotonic()
-    config = args.config()
-    run = args.run or args.preset
-    storage = files.absolute(args.storage)
-    output = files.absolute(args.output) if args.output else files.join(storage, run, EDITOR_FOLDER)
+    storage, output = files.absolute(storage), files.absolute(output)
     files.check_writable(storage)
     files.check_writable(output)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts

@@ -1,0 +1,96 @@
+"""Training on Ray: data-parallel, resumable by run name, and clear about what is wrong."""
+
+import dataclasses
+import hashlib
+import os
+import signal
+import threading
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from recipe_ray.config import LossWeights, Stage
+from recipe_ray.distributed.train import train_editor
+from recipe_ray.errors import ConfigError, ModelError, OutputError
+from recipe_ray.model.editor import load_editor
+from recipe_ray.presets import smoke
+
+pytestmark = pytest.mark.ray
+
+
+def small(**changes):
+    return dataclasses.replace(smoke(), cpus_per_worker=0.5, device="cpu", **changes)
+
+
+def train(config, folder, *, run="run"):
+    return train_editor(config, run=run, storage=str(folder), output=str(folder / run / "editor"))
+
+
+def shipped_llm_digest():
+    weights = Path(str(files("recipe_ray.testbed"))) / "weights" / "llm" / "model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
+def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it_done(ray_cluster, tmp_path):
+    llm = shipped_llm_digest()
+    stages = (Stage(num_steps=2, weights=LossWeights(edit=0, locality=0)), Stage(num_steps=2))
+    config = small(num_workers=2, stages=stages)
+    report = train(config, tmp_path)
+    assert report.num_steps == report.num_steps_now == 4
+    assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
+    assert shipped_llm_digest() == llm
+    again = train(config, tmp_path)
+    assert again.num_steps_now == 0
+    assert again.fingerprint == report.fingerprint
+    assert again.before == report.before
+    with pytest.raises(ConfigError, match="was begun with seed 0, not 5"):
+        train(dataclasses.replace(config, seed=5), tmp_path)
+
+
+def kill_train_workers_at_first_checkpoint(folder, killed):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(folder.glob("checkpoint_*/state.pt")):
+        time.sleep(0.01)
+    for entry in Path("/proc").iterdir():
+        try:
+            title = (entry / "cmdline").read_bytes()
+        except (OSError, ValueError):
+            continue
+        if entry.name.isdigit() and title.startswith(b"ray::") and b"RayTrainWorker" in title:
+            os.kill(int(entry.name), signal.SIGKILL)
+            killed.append(int(entry.name))
+
+
+def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
+    config = small(stages=(Stage(num_steps=30),), checkpoint_every=5)
+    undisturbed = train(config, tmp_path, run="undisturbed")
+    killed = []
+    killer = threading.Thread(target=kill_train_workers_at_first_checkpoint, args=(tmp_path / "killed", killed))
+    killer.start()
+    disturbed = train(config, tmp_path, run="killed")
+    killer.join()
+    assert killed
+    assert disturbed.num_steps_now < 30
+    assert disturbed.fingerprint == undisturbed.fingerprint
+
+
+def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster, tmp_path):
+    with pytest.raises(ConfigError, match="8 workers want 4 CPUs, but the Ray cluster has 2"):
+        train(small(num_workers=8), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_llm_is_found_before_any_worker_starts(ray_cluster, tmp_path):
+    config = small()
+    config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, llm="./no-such-llm"))
+    with pytest.raises(ModelError, match=r"no-such-llm: no config\.json there"):
+        train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_written_is_refused(ray_cluster, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        train_editor(small(), run="run", storage=str(tmp_path), output=str(tmp_path / "file" / "editor"))
