@@ -86,7 +86,7 @@ def engine_placement(args: AppArgs) -> tuple[str, float]:
 
 
 def _deployment(part: type, **options: Any) -> Deployment:
-    # Constructors load files: a few repetitions for a storage that hiccups, not Serve's twenty, which hide the error.
+    # Constructors load files: a second try for a storage that hiccups, not Serve's twenty, which hide the error.
     return serve.deployment(
-        part, name=part.__name__.removesuffix("Deployment"), max_constructor_retry_count=3, **options
+        part, name=part.__name__.removesuffix("Deployment"), max_constructor_retry_count=2, **options
     )

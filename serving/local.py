@@ -1,11 +1,12 @@
 """The application on the Ray cluster at hand, for as long as a `with` block lasts."""
 
 import errno
+import re
 import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 
 import ray
@@ -47,11 +48,11 @@ def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iter
             "use `serve deploy serving/config.yaml` there"
         )
     try:
-        serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
         try:
+            serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
             serve.run(application, name=APP_NAME)
         except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
-            raise ServiceError(f"the application did not start: {_reason(error)}") from error
+            raise ServiceError(f"the application did not start: {_trouble() or _last_line(str(error))}") from error
         url = f"http://{_reachable(host)}:{port}"
         _wait_until_ready(url)
         yield url
@@ -119,7 +120,23 @@ def _wait_until_ready(url: str) -> None:
         time.sleep(0.1)
 
 
-def _reason(error: Exception) -> str:
-    """The last line that says something: Serve hands on the traceback of the replica."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _trouble() -> str:
+    application = serve.status().applications.get(APP_NAME)
+    return why_not_started(
+        {name: part.message for name, part in application.deployments.items()} if application else {}
+    )
+
+
+def why_not_started(messages: Mapping[str, str]) -> str:
+    """Say in one line what Serve says of deployments: the last line of each message, where a traceback names its error.
+
+    Args:
+        messages: of Serve, by deployment, empty where all is well.
+    """
+    troubles = {name: _last_line(message) for name, message in messages.items() if message.strip()}
+    return "; ".join(f"{name}: {trouble}" for name, trouble in troubles.items())
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^recipe_ray\.errors\.\w+: ", "", lines[-1]) if lines else "Serve gives no reason"

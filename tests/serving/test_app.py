@@ -12,7 +12,7 @@ from ray.serve.schema import ServeDeploySchema
 import serving
 from recipe_ray.errors import ConfigError, EditorError, ServiceError, TableError
 from serving.app import build_app
-from serving.local import bindable_port
+from serving.local import bindable_port, why_not_started
 from serving.settings import AppArgs, ServerArgs
 
 CONFIG = Path(serving.__file__).with_name("config.yaml")
@@ -88,6 +88,19 @@ def test_a_port_in_use_is_named():
 def test_a_host_that_is_not_of_this_machine_is_named():
     with pytest.raises(ServiceError, match=r"198\.51\.100\.7"):
         bindable_port("198.51.100.7", 8000)
+
+
+def test_of_a_replicas_traceback_the_operator_sees_the_error():
+    message = """The deployment failed to start 2 times in a row. See controller logs for details. Error:
+      File "replica.py", line 1928, in initialize
+        raise RuntimeError(traceback.format_exc()) from None
+    RuntimeError: Traceback (most recent call last):
+      File "hub.py", line 39, in loading
+        raise ModelError(
+    recipe_ray.errors.ModelError: LLM /models/a: cannot be loaded (header too small); give another
+    """
+    said = why_not_started({"Retriever": "", "Engine": message, "Ingress": ""})
+    assert said == "Engine: LLM /models/a: cannot be loaded (header too small); give another"
 
 
 def test_the_config_file_holds_only_keys_that_serve_and_we_know():
