@@ -77,9 +77,7 @@ def main(args: QuickstartArgs) -> None:
     connect(num_cpus=2, show_workers=True)
     try:
         console.rule("1. train the editor (invented subjects only)")
-        trained = train_editor(
-            preset(args.preset), run="training", storage=str(folder), output=str(folder / "editor")
-        )
+        trained = train_editor(preset(args.preset), run="training", storage=str(folder), output=str(folder / "editor"))
         seconds["train"] = trained.seconds
         _print_training(console, trained)
 
@@ -94,10 +92,10 @@ def main(args: QuickstartArgs) -> None:
 
         console.rule("3. serve, and ask over HTTP")
         begun = time.monotonic()
-        with serving(AppArgs(editor=str(folder / "editor"), table=str(folder / "table")), port=0) as url:
-            with httpx.Client(base_url=url, timeout=60) as client:
-                _print_answers(console, client, cases[:NUM_QUESTIONS])
-                speed = _measure_speed(client, cases)
+        app_args = AppArgs(editor=str(folder / "editor"), table=str(folder / "table"))
+        with serving(app_args, port=0) as url, httpx.Client(base_url=url, timeout=60) as client:
+            _print_answers(console, client, cases[:NUM_QUESTIONS])
+            speed = _measure_speed(client, cases)
         seconds["serve"] = time.monotonic() - begun
     finally:
         ray.shutdown()

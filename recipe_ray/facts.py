@@ -43,7 +43,7 @@ class Fact:
     op: Op = "upsert"
 
     def content_hash(self) -> bytes:
-        """16 bytes over what the fact says, not over when or from where it came: equal content needs no new encoding."""
+        """16 bytes over what the fact says, not when or from where it came: equal content needs no new encoding."""
         parts = (self.namespace, self.fact_id, self.op, self.statement, self.prompt, self.target, self.subject)
         return _digest(parts)
 

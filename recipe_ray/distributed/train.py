@@ -15,7 +15,6 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
-from safetensors.torch import load_file, save_file
 
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.errors import ConfigError, ModelError, OutputError, RecipeError
@@ -201,7 +200,9 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         torch.manual_seed(config.seed + step * num_workers + rank)
         loss, metrics = model(training.batch(step), config.weights_at(step))
         if not math.isfinite(loss.item()):
-            raise ModelError(f"step {step}: the loss is {loss.item()}; lower the learning rates and start the run again")
+            raise ModelError(
+                f"step {step}: the loss is {loss.item()}; lower the learning rates and start the run again"
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(editor.parameters(), config.max_grad_norm)

@@ -92,9 +92,7 @@ class Recipe:
         own = np.arange(len(self.cases))
         found = {kind: self.retrieve(kind, num_edits) for kind in KINDS}
         facts = {kind: found[kind].nearest_B == own for kind in KINDS if kind != "locality"}
-        decisions = {
-            kind: found[kind].row_B < 0 if kind == "locality" else found[kind].row_B == own for kind in KINDS
-        }
+        decisions = {kind: found[kind].row_B < 0 if kind == "locality" else found[kind].row_B == own for kind in KINDS}
         return {
             "right_fact": float(np.mean(list(facts.values()))),
             "right_decision": float(np.mean(list(decisions.values()))),

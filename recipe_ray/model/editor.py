@@ -240,7 +240,9 @@ def read_identity(path: str | Path) -> EditorIdentity:
         with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
             sentinel_K = weights.get_tensor(SENTINEL_TENSOR)
     except (OSError, SafetensorError) as error:
-        raise EditorError(f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again") from error
+        raise EditorError(
+            f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again"
+        ) from error
     return _identity(config, card["fingerprint"], card["llm_width"], sentinel_K)
 
 

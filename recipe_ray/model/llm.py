@@ -159,10 +159,7 @@ class FrozenLLM:
             ),
             stopping_criteria=criteria,
         )
-        return [
-            self._finish(new, len(ids), stop)
-            for new, ids in zip(output_BN.tolist(), prompt_ids, strict=True)
-        ]
+        return [self._finish(new, len(ids), stop) for new, ids in zip(output_BN.tolist(), prompt_ids, strict=True)]
 
     def _finish(self, token_ids: list[int], num_prompt_tokens: int, stop: Sequence[str]) -> Generation:
         """Cut one row where its own answer ends: other rows of the batch may have gone on."""
@@ -175,9 +172,7 @@ class FrozenLLM:
         if cut := [place for place in (text.find(part) for part in stop) if place >= 0]:
             text, finish = text[: min(cut)], "stop"
             token_ids = self._until_stop(token_ids, stop)
-        return Generation(
-            text=text, token_ids=token_ids, num_prompt_tokens=num_prompt_tokens, finish_reason=finish
-        )
+        return Generation(text=text, token_ids=token_ids, num_prompt_tokens=num_prompt_tokens, finish_reason=finish)
 
     def _until_stop(self, token_ids: list[int], stop: Sequence[str]) -> list[int]:
         for end in range(1, len(token_ids) + 1):

@@ -34,7 +34,7 @@ class PaddedRows:
         return (self.mask_BT.cumsum(-1) - 1).clamp(min=0)
 
     def embed(self, embedding: nn.Module, prompts_RPD: Tensor | None) -> Tensor:
-        """Input embeddings [B, T, D] by the LLM's own embedding module (which may scale them), prompts in their slots."""
+        """Input embeddings [B, T, D] by the LLM's own module (which may scale them), prompts in their slots."""
         embeds_BTD: Tensor = embedding(self.ids_BT)
         if prompts_RPD is None or len(self.prefixed_R) == 0:
             return embeds_BTD

@@ -90,8 +90,7 @@ class JointTraining(nn.Module):
         llm, position = self._llm[0], self.editor.config.prompt_position
         num_virtual_tokens = self.editor.config.num_virtual_tokens
         prompts = [
-            [getattr(example, name) for example in batch]
-            for name in ("prompt", "generality_prompt", "locality_prompt")
+            [getattr(example, name) for example in batch] for name in ("prompt", "generality_prompt", "locality_prompt")
         ]
         targets = [example.target for example in batch]
         answers = [targets, targets, [example.locality_target for example in batch]]
@@ -118,9 +117,7 @@ class JointTraining(nn.Module):
         }
 
 
-def make_optimizer(
-    editor: Editor, config: TrainConfig
-) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """Adam with a rate of its own for encoder, retrieval heads and prompt encoder; linear rise, cosine fall."""
     encoder = list(editor.encoder.parameters())
     prompt_encoder = list(editor.prompt_encoder.parameters())

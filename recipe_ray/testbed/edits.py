@@ -24,8 +24,8 @@ class _Question:
 class EditStream:
     """Batches of edits that are hard to tell apart: several relations of one subject, twins in name.
 
-    Batch number n of a seed (any text) is the same whoever asks for it, so a resumed training sees the batches it would have
-    seen, and every worker draws its own by its own seed.
+    Batch number n of a seed (any text) is the same whoever asks for it, so a resumed training sees the batches it would
+    have seen, and every worker draws its own by its own seed.
     """
 
     def __init__(self, world: World, *, batch_size: int, seed: str) -> None:

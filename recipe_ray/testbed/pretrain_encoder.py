@@ -1,9 +1,9 @@
 """Pretrain the testbed's encoder: `python -m recipe_ray.testbed.pretrain_encoder --llm DIRECTORY --output DIRECTORY`.
 
 As RoBERTa is to a real LLM, so is this to the testbed's: a small bidirectional encoder that knows the language, not the
-facts. Over invented subjects without end it learns to fill in masked tokens, to tell the phrasings of one fact from those
-of its neighbours, and to keep a statement's answer readable in its pooled vector (a weak decoder, as in the pretraining of
-retrievers). Only the encoder is kept; the heads of these tasks are not.
+facts. Over invented subjects without end it learns to fill in masked tokens, to tell the phrasings of one fact from
+those of its neighbours, and to keep a statement's answer readable in its pooled vector (a weak decoder, as in the
+pretraining of retrievers). Only the encoder is kept; the heads of these tasks are not.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
+from recipe_ray.config import Pooling
 from recipe_ray.model.encoder import TextEncoder, pool
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
@@ -29,7 +30,7 @@ WARMUP_SHARE = 0.1
 MASK_SHARE = 0.15
 ANSWER_TOKENS = 6
 TEMPERATURE_INIT = 0.05
-POOLING = ("max", "min", "mean")
+POOLING: tuple[Pooling, ...] = ("max", "min", "mean")
 
 
 def new_encoder(tokenizer: PreTrainedTokenizerBase, lm_embeddings_VD: Tensor) -> TextEncoder:

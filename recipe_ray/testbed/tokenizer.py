@@ -21,9 +21,7 @@ def train_tokenizer(world: World, *, seed: int, max_length: int) -> PreTrainedTo
     """
     rng = random.Random(seed)
     inventor = Inventor(world)
-    phrasings = [
-        phrasing.replace("{subject}", "") for relation in world.relations for phrasing in relation.trained
-    ]
+    phrasings = [phrasing.replace("{subject}", "") for relation in world.relations for phrasing in relation.trained]
     names = [" " + inventor.subject(rng).name for _ in range(NUM_INVENTED_NAMES)]
     answers = [
         f" {inventor.answer(relation, rng)}." for relation in world.relations for _ in range(NUM_INVENTED_NAMES // 8)
