@@ -15,6 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError, RecipeError
@@ -139,7 +142,7 @@ def read_text(uri: str) -> str | None:
         if filesystem_.get_file_info(path).type != fs.FileType.File:
             return None
         with filesystem_.open_input_stream(path) as stream:
-            return cast(bytes, stream.read()).decode()
+            return stream.read().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the credentials, or remove it") from error
 
@@ -168,15 +171,16 @@ def check_writable(uri: str) -> None:
     """
     try:
         if is_s3(uri):
-            filesystem_, path = filesystem(uri)
-            probe = f"{path}/_probe-{uuid.uuid4().hex}"
-            with filesystem_.open_output_stream(probe) as stream:
-                stream.write(b"")
-            filesystem_.delete_file(probe)
+            bucket, _, key = absolute(uri).removeprefix("s3://").partition("/")
+            key = f"{key}/_probe-{uuid.uuid4().hex}".lstrip("/")
+            # Not pyarrow: it would leave a directory marker where it deleted the probe.
+            client = boto3.client("s3", config=Config(connect_timeout=10, retries={"max_attempts": 2}))
+            client.put_object(Bucket=bucket, Key=key)
+            client.delete_object(Bucket=bucket, Key=key)
         else:
             with tempfile.TemporaryFile(dir=_nearest_directory(Path(absolute(uri)))):
                 pass
-    except OSError as error:
+    except (OSError, BotoCoreError, ClientError) as error:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
 
 
@@ -261,7 +265,7 @@ def _hidden(relative: str) -> bool:
 
 def _etag(filesystem_: fs.FileSystem, path: str) -> str:
     with filesystem_.open_input_stream(path) as stream:
-        tag: bytes = stream.metadata().get(b"ETag", b"")
+        tag: bytes = stream.metadata()["ETag"]
     return tag.decode()
 
 

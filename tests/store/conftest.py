@@ -1,0 +1,66 @@
+"""A made-up editor, tables of it, and an S3 server on loopback."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recipe_ray.config import EditorIdentity
+from recipe_ray.store.parquet import write_events
+from recipe_ray.store.schema import EVENT_SCHEMA
+from recipe_ray.store.table import FactTable
+
+
+@pytest.fixture(scope="session")
+def identity():
+    return EditorIdentity(
+        fingerprint="f00d",
+        encoder="an encoder",
+        llm="an llm",
+        llm_width=5,
+        key_width=4,
+        num_virtual_tokens=3,
+        sentinel_K=np.array([0.25, -1.5, 1e-3, 7.0], np.float32),
+    )
+
+
+@pytest.fixture(scope="session")
+def append(identity):
+    """Commit events to a table, which is made where there is none; returns the new version."""
+
+    def append(uri, *events):
+        table = FactTable.create_or_open(str(uri), identity)
+        rows = pa.Table.from_pylist([event.row(table.num_shards) for event in events], EVENT_SCHEMA)
+        return table.commit(write_events(table.uri, rows), dump_hash="a dump", counts={"new": len(events)})
+
+    return append
+
+
+@pytest.fixture(scope="session")
+def _s3_server():
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3(_s3_server, monkeypatch):
+    """A bucket on loopback, named by the standard variables; the fixture's value is its URI."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": _s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", region_name="us-east-1")
+    client.create_bucket(Bucket="facts")
+    yield "s3://facts"
+    for item in client.list_objects_v2(Bucket="facts").get("Contents", []):
+        client.delete_object(Bucket="facts", Key=item["Key"])
+    client.delete_bucket(Bucket="facts")
