@@ -160,7 +160,7 @@ def _encoders(config: IngestConfig) -> Encoders:
         room = min(room, int(have_gpus / gpus))
     return Encoders(
         editor=absolute(config.editor),
-        device=config.device,
+        device="cuda" if use_gpu else "cpu",
         num_encoders=min(config.num_encoders or room, room),
         cpus=cpus,
         gpus=gpus,

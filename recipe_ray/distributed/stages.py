@@ -34,7 +34,7 @@ class Encoders:
 
     Attributes:
         editor: URI of the editor's directory.
-        device: auto, cpu or cuda.
+        device: cpu or cuda.
         num_encoders: largest size of the pool.
         cpus, gpus: what one encoder reserves.
         batch_size: facts given to it at a time.
@@ -57,7 +57,7 @@ def scan_dump(dump: Sequence[SourceFile], *, dump_time: datetime, parallelism: i
     files = [{"file": number, "uri": file.uri} for number, file in enumerate(dump)]
     with _quiet_data(), user_faults():
         scanned = ray.data.from_items(files, override_num_blocks=min(len(files), parallelism)).map_batches(
-            _scan_files, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
+            scan_files, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
         )
         batches = scanned.iter_batches(batch_size=None, batch_format="pyarrow")
         return collect_scan(batches, [file.uri for file in dump], dump_time=dump_time)
@@ -84,10 +84,10 @@ def encode_and_write(
         OutputError: the table cannot be written.
         TableError: a vector does not fit the dtype of the table.
     """
-    wanted = _wanted_lines(dump, scan, rows)
+    wanted = wanted_lines(dump, scan, rows)
     with _quiet_data(), user_faults():
         facts = ray.data.from_items(wanted, override_num_blocks=min(len(wanted), parallelism)).map_batches(
-            _read_wanted,
+            read_wanted,
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
@@ -95,7 +95,7 @@ def encode_and_write(
         )
         # Without the repartition a file would stay one block, and one encoder would work while the others wait.
         events = facts.repartition(target_num_rows_per_block=encoders.batch_size).map_batches(
-            _Encoder,
+            Encoder,
             batch_size=encoders.batch_size,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=encoders.num_encoders),
@@ -104,13 +104,13 @@ def encode_and_write(
             fn_constructor_kwargs={"editor": encoders.editor, "device": encoders.device, "dtype": table.dtype},
         )
         written = events.map_batches(
-            _write_files,
+            write_files,
             batch_size=_rows_per_file(table),
             batch_format="pyarrow",
             num_cpus=TASK_CPUS,
             fn_kwargs={"table_uri": table.uri, "num_shards": table.num_shards, "ingested_at": ingested_at},
         )
-        return [_data_file(row) for row in written.iter_rows()]
+        return [data_file(row) for row in written.iter_rows()]
 
 
 @contextlib.contextmanager
@@ -121,13 +121,14 @@ def _quiet_data() -> Iterator[None]:
         yield
 
 
-def _scan_files(files: pa.Table) -> Iterator[pa.Table]:
+def scan_files(files: pa.Table) -> Iterator[pa.Table]:
+    """Scan files, given as rows of file (its number) and uri; see `scan_file`."""
     for file in files.to_pylist():
         yield from scan_file(file["uri"], file["file"])
 
 
-def _wanted_lines(dump: Sequence[SourceFile], scan: Scan, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-    """For each file with wanted rows its URI, its digest, and the line numbers as little-endian int64 bytes."""
+def wanted_lines(dump: Sequence[SourceFile], scan: Scan, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Give for each file with wanted rows its URI, its digest, and the line numbers as little-endian int64 bytes."""
     files, lines = scan.facts.file_N[rows], scan.facts.line_N[rows]
     return [
         {
@@ -139,13 +140,14 @@ def _wanted_lines(dump: Sequence[SourceFile], scan: Scan, rows: npt.NDArray[np.i
     ]
 
 
-def _read_wanted(wanted: pa.Table, *, dump_time: datetime, block_rows: int) -> Iterator[pa.Table]:
+def read_wanted(wanted: pa.Table, *, dump_time: datetime, block_rows: int) -> Iterator[pa.Table]:
+    """Read the facts that `wanted_lines` names; see `read_facts`."""
     for file in wanted.to_pylist():
         lines = np.frombuffer(file["lines"], dtype="<i8")
         yield from read_facts(file["uri"], lines, digest=file["digest"], dump_time=dump_time, block_rows=block_rows)
 
 
-class _Encoder:
+class Encoder:
     """Holds an editor and adds `key` and `prompt_embeddings` to facts; both are null for a delete."""
 
     def __init__(self, *, editor: str, device: str, dtype: np.dtype[Any]) -> None:
@@ -158,6 +160,7 @@ class _Encoder:
         return load_editor(localize(self._path), self._device)
 
     def __call__(self, facts: pa.Table) -> pa.Table:
+        """Encode the statements of one batch."""
         is_upsert = np.array([op == "upsert" for op in facts.column("op").to_pylist()], np.bool_)
         statements: list[Any] = facts.filter(pa.array(is_upsert)).column("statement").to_pylist()
         keys_FK, prompts_FPD = self._editor.encode_facts(statements) if statements else (np.empty(0), np.empty(0))
@@ -174,7 +177,8 @@ def _rows_per_file(table: FactTable) -> int:
     return max(1, FILE_BYTES // row_bytes)
 
 
-def _write_files(facts: pa.Table, *, table_uri: str, num_shards: int, ingested_at: datetime) -> pa.Table:
+def write_files(facts: pa.Table, *, table_uri: str, num_shards: int, ingested_at: datetime) -> pa.Table:
+    """Write encoded facts as events into their partitions; one row a file, for `data_file`."""
     ids: list[Any] = facts.column("fact_id").to_pylist()
     columns: dict[str, Any] = {name: facts.column(name) for name in facts.column_names}
     columns["shard"] = pa.array([shard_of(fact_id, num_shards) for fact_id in ids], pa.int32())
@@ -188,7 +192,8 @@ def _write_files(facts: pa.Table, *, table_uri: str, num_shards: int, ingested_a
     )
 
 
-def _data_file(row: dict[str, Any]) -> DataFile:
+def data_file(row: dict[str, Any]) -> DataFile:
+    """Rebuild what a row of `write_files` describes."""
     return DataFile(
         path=row["path"],
         size_bytes=row["size_bytes"],

@@ -1,0 +1,293 @@
+"""Ingest on a small cluster: what a dump does to a table, and what trouble leaves behind."""
+
+import dataclasses
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recipe_ray.distributed import ingest as ingest_module
+from recipe_ray.distributed import stages
+from recipe_ray.distributed.ingest import IngestConfig, IngestCounts, ingest
+from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError, TableError
+from recipe_ray.model.editor import load_editor
+from recipe_ray.store.dump import collect_scan
+from recipe_ray.store.quarantine import read_quarantine
+from recipe_ray.store.table import FactTable, read_snapshot
+
+JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
+
+
+def write_dump(path, *records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    text = "".join(f"{line}\n" for line in lines)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def land(number, target="Strelsau", **more):
+    return {"id": f"land-{number}", "prompt": f"The capital of land {number} is", "target": target, **more}
+
+
+def counts(**given):
+    zeros = {field.name: 0 for field in dataclasses.fields(IngestCounts)}
+    return IngestCounts(**{**zeros, **given})
+
+
+def targets(table, version=None):
+    facts = read_snapshot(str(table), version).facts
+    return dict(zip(facts["fact_id"].to_pylist(), facts["target"].to_pylist(), strict=True))
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Ray Data's place taken by the same stages one after another, to test what the driver makes of them."""
+
+    def scan_dump(dump, *, dump_time, parallelism):
+        files = pa.Table.from_pylist([{"file": number, "uri": file.uri} for number, file in enumerate(dump)])
+        return collect_scan(stages.scan_files(files), [file.uri for file in dump], dump_time=dump_time)
+
+    def encode_and_write(dump, scan, rows, table, encoders, *, dump_time, ingested_at, parallelism):
+        wanted = pa.Table.from_pylist(stages.wanted_lines(dump, scan, rows))
+        encoder = stages.Encoder(editor=encoders.editor, device=encoders.device, dtype=table.dtype)
+        blocks = stages.read_wanted(wanted, dump_time=dump_time, block_rows=encoders.batch_size)
+        facts = pa.concat_tables([encoder(block) for block in blocks])
+        layout = {"table_uri": table.uri, "num_shards": table.num_shards}
+        written = stages.write_files(facts, **layout, ingested_at=ingested_at)
+        return [stages.data_file(row) for row in written.to_pylist()]
+
+    monkeypatch.setattr(ingest_module.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ingest_module, "scan_dump", scan_dump)
+    monkeypatch.setattr(ingest_module, "encode_and_write", encode_and_write)
+
+
+@pytest.fixture
+def config(tmp_path, tiny_editor_dir):
+    def make(source, **more):
+        return IngestConfig(
+            **{
+                "source": str(source),
+                "table": str(tmp_path / "table"),
+                "editor": str(tiny_editor_dir),
+                "device": "cpu",
+                "batch_size": 8,
+                **more,
+            }
+        )
+
+    return make
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path, config, tiny_editor_dir):
+    write_dump(tmp_path / "dump" / "a.jsonl", *[land(number) for number in range(30)], "{not JSON", land(3, "Zenda"))
+    write_dump(tmp_path / "dump" / "b.jsonl.gz", land(30, namespace="news"), {"prompt": "x"})
+    for path in (tmp_path / "dump").iterdir():
+        os.utime(path, (1_800_000_000, 1_800_000_000))
+    report = ingest(config(tmp_path / "dump"))
+    assert report.counts == counts(read=34, new=31, superseded=1, quarantined=2)
+    assert (report.version, report.num_written) == (1, 31)
+    assert report.size_bytes == sum(
+        path.stat().st_size for path in (tmp_path / "table").glob("namespace=*/*/*.parquet")
+    )
+
+    snapshot = read_snapshot(report.table)
+    assert len(snapshot.facts) == 31
+    assert {moment.timestamp() for moment in snapshot.facts["updated_at"].to_pylist()} == {1_800_000_000}
+    keys_FK, prompts_FPD = load_editor(tiny_editor_dir, "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
+    np.testing.assert_allclose(snapshot.keys_FK, keys_FK, rtol=2e-3, atol=1e-3)
+    np.testing.assert_allclose(snapshot.prompts_FPD, prompts_FPD, rtol=2e-3, atol=1e-3)
+    bad = read_quarantine(report.table).to_pylist()
+    assert [(Path(row["file"]).name, row["line"], row["raw"]) for row in bad] == [
+        ("a.jsonl", 31, "{not JSON"),
+        ("b.jsonl.gz", 2, '{"prompt": "x"}'),
+    ]
+
+    again = ingest(config(f"{tmp_path}/dump/*"))
+    assert again.counts == counts(read=34, unchanged=31, superseded=1, quarantined=2)
+    assert (again.version, again.num_written, again.size_bytes) == (1, 0, 0)
+    assert read_quarantine(report.table).to_pylist() == bad
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_later_dump_changes_deletes_and_leaves_what_is_newer(tmp_path, config):
+    def at(day):
+        return {"updated_at": f"2026-01-{day:02}"}
+
+    first = write_dump(tmp_path / "one.jsonl", *[land(number, **at(5)) for number in range(4)])
+    assert ingest(config(first)).counts == counts(read=4, new=4)
+    second = write_dump(
+        tmp_path / "two.jsonl",
+        land(0, "Zenda", **at(6)),
+        {"id": "land-1", "op": "delete", **at(6)},
+        land(2, "too old", **at(4)),
+        land(3, **at(5)),
+        land(4, **at(5)),
+    )
+    assert ingest(config(second)).counts == counts(read=5, new=1, changed=1, deleted=1, superseded=1, unchanged=1)
+    assert targets(tmp_path / "table") == {
+        "land-0": "Zenda",
+        "land-2": "Strelsau",
+        "land-3": "Strelsau",
+        "land-4": "Strelsau",
+    }
+    assert set(targets(tmp_path / "table", version=1)) == {"land-0", "land-1", "land-2", "land-3"}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    ("records", "complaint"),
+    [
+        (["{", "also bad"], r"dump\.jsonl:1: not JSON.*none of the 2 lines of the dump is a fact"),
+        ([""], r"dump\.jsonl: holds no facts"),
+    ],
+)
+def test_a_dump_without_facts_writes_nothing(tmp_path, config, records, complaint):
+    with pytest.raises(FactError, match=complaint):
+        ingest(config(write_dump(tmp_path / "dump.jsonl", *records)))
+    assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_fault_in_a_task_reaches_the_driver_as_one_line(tmp_path, config):
+    (tmp_path / "dump.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(FactError) as fault:
+        ingest(config(tmp_path / "dump.jsonl.gz"))
+    assert type(fault.value) is FactError
+    assert str(fault.value).startswith(f"{tmp_path}/dump.jsonl.gz: cannot be read at line 1")
+    assert len(str(fault.value).splitlines()) == 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_cannot_work_is_refused_before_the_dump_is_read(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(ingest_module, "scan_dump", lambda *_, **__: pytest.fail("the dump was read"))
+    dump = write_dump(tmp_path / "dump.jsonl", land(0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file/table: cannot be written"):
+        ingest(config(dump, table=str(tmp_path / "file" / "table")))
+    with pytest.raises(EditorError, match="nothing"):
+        ingest(config(dump, editor=str(tmp_path / "nothing")))
+    with pytest.raises(ConfigError, match=r"needs 1 GPUs, the cluster has 0"):
+        ingest(config(dump, device="cuda"))
+    with pytest.raises(ConfigError, match="needs 64 CPUs"):
+        ingest(config(dump, cpus_per_encoder=64))
+    other = dataclasses.replace(load_editor(config(dump).editor, "cpu").identity(), fingerprint="beef")
+    FactTable.create_or_open(str(tmp_path / "table"), other)
+    with pytest.raises(TableError, match="fingerprint beef"):
+        ingest(config(dump))
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_dump_that_changes_between_the_passes_is_refused(tmp_path, config, monkeypatch):
+    dump = write_dump(tmp_path / "dump.jsonl", land(0), land(1))
+
+    def encode(*args, **kwargs):
+        write_dump(dump, land(0), land(1, "Zenda"))
+        return encode_and_write(*args, **kwargs)
+
+    encode_and_write = ingest_module.encode_and_write
+    monkeypatch.setattr(ingest_module, "encode_and_write", encode)
+    with pytest.raises(FactError, match=r"dump\.jsonl: changed while it was read"):
+        ingest(config(dump))
+    assert targets(tmp_path / "table") == {}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_crash_before_the_commit_leaves_the_table_as_it_was(tmp_path, config, monkeypatch):
+    ingest(config(write_dump(tmp_path / "one.jsonl", land(0))))
+    dump = write_dump(tmp_path / "two.jsonl", land(0, "Zenda", updated_at="2099-01-01"), land(1))
+
+    class CrashError(Exception):
+        pass
+
+    def crash(*_, **__):
+        raise CrashError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactTable, "commit", crash)
+        with pytest.raises(CrashError):
+            ingest(config(dump))
+    assert targets(tmp_path / "table") == {"land-0": "Strelsau"}
+    assert ingest(config(dump)).version == 2
+    assert targets(tmp_path / "table") == {"land-0": "Zenda", "land-1": "Strelsau"}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("same", [True, False], ids=["same dump", "another dump"])
+def test_another_writer_in_between_makes_it_decide_again(tmp_path, config, monkeypatch, same):
+    dump = write_dump(tmp_path / "dump.jsonl", land(0), land(1))
+    other = dump if same else write_dump(tmp_path / "other.jsonl", land(1, "Zenda", updated_at="2099-01-01"))
+    encode_and_write = ingest_module.encode_and_write
+
+    def encode(*args, **kwargs):
+        files = encode_and_write(*args, **kwargs)
+        monkeypatch.setattr(ingest_module, "encode_and_write", encode_and_write)
+        ingest(config(other))  # commits while the outer ingest holds files of an older decision
+        return files
+
+    monkeypatch.setattr(ingest_module, "encode_and_write", encode)
+    report = ingest(config(dump))
+    if same:
+        assert report.counts == counts(read=2, unchanged=2)
+        assert report.version == 1
+    else:
+        assert report.counts == counts(read=2, new=1, superseded=1)
+        assert report.version == 2
+        assert targets(tmp_path / "table") == {"land-0": "Strelsau", "land-1": "Zenda"}
+
+
+def data_files(table):
+    return list(table.glob("namespace=*/*/*.parquet"))
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        lambda table: (table / "_delta_log" / f"{0:020}.json").exists(),
+        data_files,
+        lambda table: (table / "_delta_log" / f"{1:020}.json").exists(),
+    ],
+    ids=["table made", "files written", "committed"],
+)
+def test_killed_at_any_moment_it_completes_when_started_again(tmp_path, config, moment):
+    import ray
+
+    settings = config(write_dump(tmp_path / "dump.jsonl", *[land(number) for number in range(200)], "{bad"))
+    table = tmp_path / "table"
+    command = [sys.executable, JOB, "--source", settings.source, "--table", settings.table]
+    command += ["--editor", settings.editor, "--device", "cpu", "--batch-size", "32"]
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not moment(table):
+            assert process.poll() is None, process.stderr.read().decode()
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert len(targets(table)) in (0, 200)
+    ingest(settings)
+    assert len(targets(table)) == 200
+    assert FactTable.open(str(table)).version == 1
+    assert read_quarantine(str(table))["line"].to_pylist() == [201]
+
+
+def test_contradictory_settings_are_refused(config):
+    with pytest.raises(ConfigError, match=r"device is cpu and gpus_per_encoder is 0\.5"):
+        config("x", gpus_per_encoder=0.5)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        config("x", batch_size=0)
