@@ -27,7 +27,7 @@ from recipe_ray.errors import EditorError
 from recipe_ray.model.hub import loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows
 
-UNBOUNDED_CONTEXT = 2**20  # for models that state no limit (some tokenizers say 1e30)
+UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class FrozenLLM:
     """A causal LM in evaluation mode whose parameters take no gradient.
 
     Args:
-        model: the LM; moved nowhere, changed nowhere but for its `requires_grad` flags.
+        model: the LM; its weights are left alone, its `requires_grad` flags and generation config are cleared.
         tokenizer: its tokenizer; needs no padding token.
         name: how messages and tables call it.
     """
@@ -62,6 +62,8 @@ class FrozenLLM:
         self.name = name
         self.embedding: nn.Module = model.get_input_embeddings()
         self.eos_token_ids = _eos_token_ids(self.model, tokenizer)
+        # generate() fills what it is not told from here, such as a repetition penalty that sees no embedded prompt.
+        self.model.generation_config = GenerationConfig()
 
     @property
     def device(self) -> torch.device:
