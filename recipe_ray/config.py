@@ -63,11 +63,14 @@ def editor_config_from_dict(values: Mapping[str, Any], *, place: str) -> EditorC
     """Rebuild a config that `EditorConfig.to_dict` made.
 
     Raises:
-        ConfigError: a field is missing or unknown, with the place.
+        ConfigError: a field is missing, unknown or of another type, with the place.
     """
-    known = {field.name for field in dataclasses.fields(EditorConfig)}
-    if wrong := sorted(set(values) ^ known):
+    types = {field.name: field.type if field.type is int else str for field in dataclasses.fields(EditorConfig)}
+    if wrong := sorted(set(values) ^ set(types)):
         raise ConfigError(f"{place}: field {wrong[0]!r} is missing or unknown; was it written by another version?")
+    for name, expected in ({**types, "pooling": (list, tuple)}).items():
+        if not isinstance(values[name], expected):
+            raise ConfigError(f"{place}: {name} is {values[name]!r}; was it written by another version?")
     return EditorConfig(**{**values, "pooling": tuple(values["pooling"])})
 
 

@@ -3,10 +3,12 @@
 Shape letters: B queries, F facts, C pooled width, K key width, P virtual tokens, D LLM width, S sentinel tokens.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_dict
-from recipe_ray.errors import EditorError
+from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.encoder import TextEncoder, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
 
@@ -110,23 +112,34 @@ class Editor(nn.Module):
             keys_FK = keys_FK * math.sqrt(self.config.key_width)  # entries of unit size, as the layers expect
         return cast(Tensor, self.prompt_encoder(keys_FK))
 
-    @torch.inference_mode()
+    @contextlib.contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Without gradients and, in the middle of training too, without dropout."""
+        training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(training)
+
     def encode_facts(self, statements: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Keys [F, K] and continuous prompts [F, P, D] of statements, float32."""
         keys = np.empty((len(statements), self.config.key_width), np.float32)
         prompts = np.empty((len(statements), self.config.num_virtual_tokens, self.llm_width), np.float32)
-        for rows, pooled_BC in self._pooled_batches(statements):
-            keys_BK = self.keys(pooled_BC)
-            keys[rows] = keys_BK.float().cpu().numpy()
-            prompts[rows] = self.prompts(keys_BK).float().cpu().numpy()
+        with self._inference():
+            for rows, pooled_BC in self._pooled_batches(statements):
+                keys_BK = self.keys(pooled_BC)
+                keys[rows] = keys_BK.float().cpu().numpy()
+                prompts[rows] = self.prompts(keys_BK).float().cpu().numpy()
         return keys, prompts
 
-    @torch.inference_mode()
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Queries [B, K], float32, scaled."""
         encoded = np.empty((len(queries), self.config.key_width), np.float32)
-        for rows, pooled_BC in self._pooled_batches(queries):
-            encoded[rows] = self.queries(pooled_BC).float().cpu().numpy()
+        with self._inference():
+            for rows, pooled_BC in self._pooled_batches(queries):
+                encoded[rows] = self.queries(pooled_BC).float().cpu().numpy()
         return encoded
 
     def _pooled_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
@@ -147,13 +160,15 @@ class Editor(nn.Module):
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:32]
 
-    @torch.inference_mode()
     def identity(self) -> EditorIdentity:
         """What tables keep of this editor."""
-        return _identity(self.config, self.fingerprint(), self.llm_width, self.sentinel().float().cpu().numpy())
+        with self._inference():
+            sentinel_K = self.sentinel().float().cpu().numpy()
+        card = _Card(config=self.config, fingerprint=self.fingerprint(), llm_width=self.llm_width)
+        return card.identity(sentinel_K)
 
     def load_weights(self, directory: str | Path) -> None:
         """Take over the weights that `save` wrote for an editor of this shape.
@@ -167,7 +182,7 @@ class Editor(nn.Module):
             weights.pop(SENTINEL_TENSOR)
             self.load_state_dict(weights)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise EditorError(f"{path}: cannot be read ({_one_line(error)}); train or copy it again") from error
+            raise _unreadable(path, error) from error
 
     def save(self, directory: str | Path, *, extra: dict[str, Any] | None = None) -> None:
         """Write the editor's directory: weights, card, encoder config and tokenizer; `extra` goes into the card."""
@@ -216,12 +231,15 @@ def load_editor(path: str | Path, device: str = "auto") -> Editor:
     where = pick_device(device)
     folder = Path(path)
     card = _read_card(folder)
-    config = editor_config_from_dict(card["config"], place=str(folder / CARD_FILE))
-    editor = Editor(config, empty_encoder(str(folder / ENCODER_FOLDER), config.pooling), llm_width=card["llm_width"])
+    try:
+        encoder = empty_encoder(str(folder / ENCODER_FOLDER), card.config.pooling)
+    except (ModelError, ConfigError) as error:
+        raise _unreadable(folder / ENCODER_FOLDER, error.__cause__ or error) from error
+    editor = Editor(card.config, encoder, llm_width=card.llm_width)
     editor.load_weights(folder)
-    if editor.fingerprint() != card["fingerprint"]:
+    if editor.fingerprint() != card.fingerprint:
         raise EditorError(
-            f"{folder}: weights of fingerprint {editor.fingerprint()}, but {CARD_FILE} says {card['fingerprint']}; "
+            f"{folder}: weights of fingerprint {editor.fingerprint()}, but {CARD_FILE} says {card.fingerprint}; "
             "the files are not of one training, copy the whole directory again"
         )
     return editor.to(where).eval()
@@ -235,44 +253,57 @@ def read_identity(path: str | Path) -> EditorIdentity:
     """
     folder = Path(path)
     card = _read_card(folder)
-    config = editor_config_from_dict(card["config"], place=str(folder / CARD_FILE))
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
             sentinel_K = weights.get_tensor(SENTINEL_TENSOR)
     except (OSError, SafetensorError) as error:
-        raise EditorError(
-            f"{folder / WEIGHTS_FILE}: cannot be read ({_one_line(error)}); train or copy it again"
-        ) from error
-    return _identity(config, card["fingerprint"], card["llm_width"], sentinel_K)
+        raise _unreadable(folder / WEIGHTS_FILE, error) from error
+    return card.identity(sentinel_K)
 
 
-def _identity(
-    config: EditorConfig, fingerprint: str, llm_width: int, sentinel_K: npt.NDArray[np.float32]
-) -> EditorIdentity:
-    return EditorIdentity(
-        fingerprint=fingerprint,
-        encoder=config.encoder,
-        llm=config.llm,
-        llm_width=llm_width,
-        key_width=config.key_width,
-        num_virtual_tokens=config.num_virtual_tokens,
-        sentinel_K=sentinel_K,
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Card:
+    """The card of an editor's directory, less what only readers want."""
+
+    config: EditorConfig
+    fingerprint: str
+    llm_width: int
+
+    def identity(self, sentinel_K: npt.NDArray[np.float32]) -> EditorIdentity:
+        return EditorIdentity(
+            fingerprint=self.fingerprint,
+            encoder=self.config.encoder,
+            llm=self.config.llm,
+            llm_width=self.llm_width,
+            key_width=self.config.key_width,
+            num_virtual_tokens=self.config.num_virtual_tokens,
+            sentinel_K=sentinel_K,
+        )
 
 
-def _read_card(folder: Path) -> dict[str, Any]:
+def _read_card(folder: Path) -> _Card:
+    path = folder / CARD_FILE
     try:
-        card = json.loads((folder / CARD_FILE).read_text())
+        card = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EditorError(
             f"{folder}: no trained editor there ({_one_line(error)}); give the directory that jobs/train.py printed"
         ) from error
-    if missing := {"config", "fingerprint", "llm_width"} - set(card):
-        raise EditorError(f"{folder / CARD_FILE}: {min(missing)!r} is missing; train or copy the editor again")
-    return cast("dict[str, Any]", card)
+    for name, expected in (("config", dict), ("fingerprint", str), ("llm_width", int)):
+        if not isinstance(card, dict) or not isinstance(card.get(name), expected):
+            raise EditorError(f"{path}: {name!r} is missing or malformed; train or copy the editor again")
+    try:
+        config = editor_config_from_dict(card["config"], place=str(path))
+    except ConfigError as error:
+        raise _unreadable(path, error) from error
+    return _Card(config=config, fingerprint=card["fingerprint"], llm_width=card["llm_width"])
 
 
-def _one_line(error: Exception) -> str:
+def _unreadable(path: Path, error: BaseException) -> EditorError:
+    return EditorError(f"{path}: cannot be read ({_one_line(error)}); train or copy the editor again")
+
+
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 

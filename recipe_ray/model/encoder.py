@@ -47,13 +47,15 @@ class TextEncoder(nn.Module):
 
     @property
     def max_tokens(self) -> int:
-        """The longest text in tokens; RoBERTa's positions begin behind its padding id."""
-        config = self.model.config
-        offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-        return int(config.max_position_embeddings) - offset
+        """The longest text in tokens; positions of RoBERTa and its kin begin behind the padding id."""
+        positions = getattr(getattr(self.model, "embeddings", None), "position_embeddings", None)
+        padding_id = getattr(positions, "padding_idx", None)
+        return int(self.model.config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids with the encoder's special tokens. Of a text that is too long the end is kept: the question."""
+        if not texts:
+            return []
         encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         limit = self.max_tokens
         return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in cast("list[list[int]]", encoded)]
@@ -119,10 +121,15 @@ def load_encoder(name: str, pooling: Sequence[Pooling]) -> TextEncoder:
 
 
 def empty_encoder(directory: str, pooling: Sequence[Pooling]) -> TextEncoder:
-    """The encoder that a directory's config describes, with weights still to be filled in."""
+    """The encoder that a directory's config describes, in float32, with weights still to be filled in.
+
+    Raises:
+        ModelError: not there or unreadable.
+        ConfigError: it lacks what `pooling` names.
+    """
     with loading(directory, "encoder"):
         config = AutoConfig.from_pretrained(directory)
-        model = AutoModel.from_config(config, **_pooler_option(directory, pooling))
+        model = AutoModel.from_config(config, dtype=torch.float32, **_pooler_option(directory, pooling))
         tokenizer = AutoTokenizer.from_pretrained(directory)
     return TextEncoder(model, tokenizer, pooling)
 

@@ -128,7 +128,7 @@ def test_answer_logits_of_a_padded_batch_are_those_of_single_rows_whatever_the_p
 def test_a_long_answer_beside_a_short_row_leaves_no_number_undefined(family):
     llm = tiny_llm(family)
     prefix = torch.full((1, 3, LLM_WIDTH), 0.1, requires_grad=True)
-    rows = llm.pad([llm.tokenize("x") + [9], llm.tokenize("y") + [9] * 30], [3, 0], "first")
+    rows = llm.pad([[*llm.tokenize("x"), 9], llm.tokenize("y") + [9] * 30], [3, 0], "first")
     logits = llm.answer_logits(rows, prefix, num_answer_tokens=30)
     assert logits.isfinite().all()
     logits[:, -1].sum().backward()
@@ -188,7 +188,7 @@ def test_prompts_of_another_width_are_refused_with_both_widths():
     llm = tiny_llm()
     with pytest.raises(EditorError, match="LLM tiny-llama has width 32, but the editor's prompts have width 48"):
         llm.check_prompt_width(48)
-    with pytest.raises(EditorError, match="width 32.*width 16"):
+    with pytest.raises(EditorError, match=r"width 32.*width 16"):
         llm.generate(["x"], [np.zeros((3, 16), np.float32)], max_new_tokens=1)
 
 
@@ -217,7 +217,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no-such: no config\.json there"):
         load_llm(str(tmp_path / "no-such"), "cpu")
     (tmp_path / "config.json").write_text('{"model_type": "llama"')
-    with pytest.raises(ModelError, match="LLM .*: cannot be loaded"):
+    with pytest.raises(ModelError, match=r"LLM .*: cannot be loaded"):
         load_llm(str(tmp_path), "cpu")
     with pytest.raises(ConfigError, match="device is 'tpu9'"):
         load_llm(str(tmp_path), "tpu9")
