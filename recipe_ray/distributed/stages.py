@@ -115,10 +115,13 @@ def encode_and_write(
 
 @contextlib.contextmanager
 def _quiet_data() -> Iterator[None]:
-    context = DataContext.get_current().copy()
+    context = DataContext.get_current()
+    shown = context.enable_progress_bars
     context.enable_progress_bars = False
-    with DataContext.current(context):
+    try:
         yield
+    finally:
+        context.enable_progress_bars = shown
 
 
 def scan_files(files: pa.Table) -> Iterator[pa.Table]:

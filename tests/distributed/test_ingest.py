@@ -23,6 +23,9 @@ from recipe_ray.store.dump import collect_scan
 from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.table import FactTable, read_snapshot
 
+# Ray Data sets its own deprecated fields, one message each, whenever it makes its context.
+pytestmark = pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning:ray.data.context")
+
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
 
