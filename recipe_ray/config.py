@@ -106,12 +106,14 @@ class LossWeights:
         sentinel: queries against the Knowledge Sentinel.
         edit: reliability and generality.
         locality: KL between the edited and the unedited LLM.
+        warm_up: distance of the continuous prompt from the embeddings of the answer's own tokens; not of the paper.
     """
 
     neighbour: float = 1.0
     sentinel: float = 1.0
     edit: float = 1.0
     locality: float = 1.0
+    warm_up: float = 0.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

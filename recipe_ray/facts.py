@@ -66,7 +66,9 @@ def fact_from_record(record: object, *, place: str) -> Fact:
     if unknown:
         raise FactError(f"{place}: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     text = {name: _text(record, name, place) for name in FIELDS if name not in ("updated_at", "op")}
-    op = record.get("op") or "upsert"
+    op = record.get("op")
+    if op is None or op == "":
+        op = "upsert"
     if op not in get_args(Op):
         raise FactError(f"{place}: 'op' is {op!r}; give upsert or delete")
     namespace = text["namespace"] or DEFAULT_NAMESPACE
@@ -112,6 +114,8 @@ def fact_from_line(line: str, *, place: str) -> Fact:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise FactError(f"{place}: not JSON ({error.msg} at column {error.colno}); give one object a line") from error
+    except ValueError as error:
+        raise FactError(f"{place}: not JSON that can be read ({error}); give one object a line") from error
     except RecursionError as error:
         raise FactError(f"{place}: JSON nested too deeply; give one flat object a line") from error
     return fact_from_record(record, place=place)
@@ -150,6 +154,6 @@ def _timestamp(value: object, place: str) -> datetime | None:
         raise FactError(f"{place}: 'updated_at' is {type(value).__name__}; give ISO 8601 text")
     try:
         moment = datetime.fromisoformat(value)
-    except ValueError as error:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # at the ends of the calendar UTC may lie beyond it
         raise FactError(f"{place}: 'updated_at' is {value!r}; give ISO 8601, such as 2026-01-31T08:00:00Z") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -7,20 +7,24 @@ from recipe_ray.errors import ConfigError
 
 
 def testbed() -> TrainConfig:
-    """The embedded default: an editor for the shipped LM, a few minutes on 2 cores.
+    """The embedded default: an editor for the shipped LM, some minutes on 2 cores.
 
-    Retrieval comes first: from cold, the edit losses alone collapse the keys and all losses together stand still.
+    The continuous prompt stands behind BOS: the shipped LM learned that a text's start closes what came before. The
+    sentinel comes last, when keys and prompts have settled: with it from the start, both stand still for long.
     """
     return TrainConfig(
-        editor=EditorConfig(llm=TESTBED, encoder=TESTBED, key_width=256, similarity="cosine"),
+        editor=EditorConfig(
+            llm=TESTBED, encoder=TESTBED, key_width=512, similarity="cosine", prompt_position="after_bos"
+        ),
         stages=(
-            Stage(num_steps=100, weights=LossWeights(sentinel=0, edit=0, locality=0)),
-            Stage(num_steps=700),
+            Stage(num_steps=60, weights=LossWeights(sentinel=0, edit=0, locality=0, warm_up=2)),
+            Stage(num_steps=540, weights=LossWeights(sentinel=0)),
+            Stage(num_steps=200),
         ),
         batch_size=32,
         encoder_lr=3e-4,
         head_lr=1e-3,
-        prompt_lr=2e-3,
+        prompt_lr=1e-3,
         answer_end=".",
     )
 

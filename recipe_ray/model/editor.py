@@ -48,18 +48,24 @@ class Head(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D)."""
+    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D), times a constant: the size of the LLM's own embeddings.
+
+    The constant keeps W4 at its usual size whatever the LLM: an optimiser's step is then small beside the weights.
+    """
+
+    scale: Tensor
 
     def __init__(self, key_width: int, num_virtual_tokens: int, llm_width: int) -> None:
         super().__init__()
         self.shape = (num_virtual_tokens, llm_width)
         self.transform = nn.Linear(key_width, key_width)
         self.project = nn.Linear(key_width, num_virtual_tokens * llm_width)
+        self.register_buffer("scale", torch.tensor(1.0))
 
     def forward(self, keys_FK: Tensor) -> Tensor:
         """[F, K] to [F, P, D]."""
         prompts = self.project(functional.relu(self.transform(keys_FK)) + keys_FK)
-        return cast(Tensor, prompts.unflatten(-1, self.shape))
+        return cast(Tensor, (self.scale * prompts).unflatten(-1, self.shape))
 
 
 class Editor(nn.Module):
@@ -215,9 +221,7 @@ def new_editor(config: EditorConfig, *, llm_embedding: nn.Module, llm_width: int
     with torch.no_grad():
         sample_ND = llm_embedding(vocabulary[:: max(1, len(vocabulary) // 1024)].to(_device_of(llm_embedding)))
         keys_FK = torch.randn(256, config.key_width)
-        ratio = sample_ND.float().std().cpu() / editor.prompt_encoder(keys_FK).std()
-        editor.prompt_encoder.project.weight.mul_(ratio)
-        editor.prompt_encoder.project.bias.zero_()
+        editor.prompt_encoder.scale.copy_(sample_ND.float().std().cpu() / editor.prompt_encoder(keys_FK).std())
     return editor
 
 

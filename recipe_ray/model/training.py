@@ -21,6 +21,7 @@ from recipe_ray.model.losses import (
     sentinel_loss_related,
     sentinel_loss_unrelated,
     similarities,
+    warm_up_loss,
 )
 
 
@@ -77,11 +78,18 @@ class JointTraining(nn.Module):
                 + sentinel_loss_related(reliability_BK, keys_BK, sentinel_K, own_B)
                 + sentinel_loss_related(generality_BK, keys_BK, sentinel_K, own_B)
             )
+        if weights.warm_up:
+            losses["warm_up"] = weights.warm_up * self._warm_up_loss(batch, editor.prompts(keys_BK))
         if weights.edit or weights.locality:
             losses |= self._edit_losses(batch, editor.prompts(keys_BK), weights)
         metrics = {name: loss.item() for name, loss in losses.items()}
         metrics |= _accuracies(generality_BK, locality_BK, keys_BK, sentinel_K, own_B)
         return torch.stack(list(losses.values())).sum(), metrics
+
+    def _warm_up_loss(self, batch: Sequence[EditExample], prompts_BPD: Tensor) -> Tensor:
+        llm = self._llm[0]
+        answers = _align([llm.tokenize_answer(f" {example.target}") for example in batch], llm.device)
+        return warm_up_loss(prompts_BPD, llm.embedding(answers.ids_BA).to(prompts_BPD.dtype), answers.mask_BA)
 
     def _edit_losses(
         self, batch: Sequence[EditExample], prompts_BPD: Tensor, weights: LossWeights

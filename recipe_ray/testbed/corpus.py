@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from recipe_ray.testbed.inventions import Inventor
 from recipe_ray.testbed.world import Relation, World, WorldEdit
 
-CONTEXT_DOCUMENT_SHARE = 0.12
 MAX_STATEMENTS = 3
+NUM_CLAIMS = (1, 1, 1, 2, 2, 3)  # of a context document; most state one thing, the easiest to follow
+MAX_USES = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class Corpus:
         world: the facts to learn.
         edits: the evaluation's counterfactual edits, which no document may state.
         seed: of the whole stream.
+
+    Attributes:
+        context_share: share of documents that state a fact and use it; may be changed between documents.
     """
 
     def __init__(self, world: World, edits: tuple[WorldEdit, ...], *, seed: int) -> None:
@@ -40,6 +44,7 @@ class Corpus:
         self.inventor = Inventor(world)
         self.rng = random.Random(seed)
         self.edited = {(edit.fact.subject, edit.fact.relation.name, edit.target) for edit in edits}
+        self.context_share = 0.0
         # Half of the plain statements are drawn with a skewed frequency, as facts are met in real text: a few are
         # learned early, and with them how recall works at all.
         self.skewed = list(world.facts)
@@ -48,7 +53,7 @@ class Corpus:
 
     def __iter__(self) -> Iterator[list[Sentence]]:
         while True:
-            if self.rng.random() < CONTEXT_DOCUMENT_SHARE:
+            if self.rng.random() < self.context_share:
                 yield self.context_document()
             else:
                 yield [self.plain_statement() for _ in range(self.rng.randint(1, MAX_STATEMENTS))]
@@ -63,19 +68,18 @@ class Corpus:
         return Sentence(phrase(rng.choice(fact.relation.trained), fact.subject), fact.answer, foreseeable=True)
 
     def context_document(self) -> list[Sentence]:
-        """One to three statements, then each again in other words; now and then a true fact in between."""
+        """Up to three claims, then each again in other words, once or twice; now and then a true fact in between."""
         rng = self.rng
-        stated = [self._claim() for _ in range(rng.randint(1, MAX_STATEMENTS))]
-        document = []
-        used = []
-        for subject, relation, answer, known in stated:
-            first, second = rng.sample(relation.trained, 2)
-            document.append(Sentence(phrase(first, subject), answer, foreseeable=known))
-            used.append(Sentence(phrase(second, subject), answer, foreseeable=True))
+        document, uses = [], []
+        for _ in range(rng.choice(NUM_CLAIMS)):
+            subject, relation, answer, known = self._claim()
+            stated, *used = rng.sample(relation.trained, 1 + rng.randint(1, MAX_USES))
+            document.append(Sentence(phrase(stated, subject), answer, foreseeable=known))
+            uses += [Sentence(phrase(use, subject), answer, foreseeable=True) for use in used]
         if rng.random() < 0.3:
-            used.append(self.plain_statement())
-        rng.shuffle(used)
-        return document + used
+            uses.append(self.plain_statement())
+        rng.shuffle(uses)
+        return document + uses
 
     def _claim(self) -> tuple[str, Relation, str, bool]:
         rng = self.rng

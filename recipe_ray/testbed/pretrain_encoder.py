@@ -1,4 +1,7 @@
-"""Pretrain the testbed's encoder: `python -m recipe_ray.testbed.pretrain_encoder --llm DIRECTORY --output DIRECTORY`.
+"""Pretrain the testbed's encoder, in two cycles of the learning rate.
+
+    python -m recipe_ray.testbed.pretrain_encoder --llm LM --output FIRST
+    python -m recipe_ray.testbed.pretrain_encoder --llm LM --output ENCODER --continue-from FIRST --steps 600
 
 As RoBERTa is to a real LLM, so is this to the testbed's: a small bidirectional encoder that knows the language, not the
 facts. Over invented subjects without end it learns to fill in masked tokens, to tell the phrasings of one fact from
@@ -17,7 +20,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerBase
 
 from recipe_ray.config import Pooling
-from recipe_ray.model.encoder import TextEncoder, pool
+from recipe_ray.model.encoder import TextEncoder, load_encoder, pool
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
 
@@ -25,7 +28,6 @@ SEED = 20262
 HIDDEN_WIDTH = 192
 MAX_LENGTH = 128
 EDITS_PER_STEP = 96
-LEARNING_RATE = 1.5e-3
 WARMUP_SHARE = 0.1
 MASK_SHARE = 0.15
 ANSWER_TOKENS = 6
@@ -56,20 +58,29 @@ def new_encoder(tokenizer: PreTrainedTokenizerBase, lm_embeddings_VD: Tensor) ->
 
 
 class Pretraining(nn.Module):
-    """The encoder with the throw-away heads of its three tasks."""
+    """The encoder with the throw-away heads of its three tasks.
 
-    def __init__(self, encoder: TextEncoder) -> None:
+    Answers are read back as the LM's own token embeddings, so that a linear map finds them in the pooled vector.
+    """
+
+    lm_words_VD: Tensor
+
+    def __init__(self, encoder: TextEncoder, lm_embeddings_VD: Tensor) -> None:
         super().__init__()
         self.encoder = encoder
+        self.register_buffer("lm_words_VD", functional.normalize(lm_embeddings_VD, dim=-1))
         self.fill = nn.Linear(encoder.hidden_width, encoder.hidden_width)
-        self.read = nn.Linear(encoder.width, ANSWER_TOKENS * encoder.hidden_width)
+        self.read = nn.Linear(encoder.width, ANSWER_TOKENS * lm_embeddings_VD.shape[1])
         self.log_scale = nn.Parameter(-torch.tensor(TEMPERATURE_INIT).log())
 
     def forward(self, statements: list[str], questions: list[str], answers: list[str]) -> dict[str, Tensor]:
         """The three losses over B statements, their questions in other words, and their answers."""
         tokenizer = self.encoder.tokenizer
         ids_BT, mask_BT = self.encoder.pad(self.encoder.tokenize(statements + questions))
-        seen_BT = mask_tokens(ids_BT, mask_BT, tokenizer)
+        # Only questions are masked: a masked answer cannot be read back.
+        asked = slice(len(statements), None)
+        seen_BT = ids_BT.clone()
+        seen_BT[asked] = mask_tokens(ids_BT[asked], mask_BT[asked], tokenizer)
         output = self.encoder.model(input_ids=seen_BT, attention_mask=mask_BT)
         words_VH = self.encoder.model.get_input_embeddings().weight
         hidden = functional.gelu(self.fill(output.last_hidden_state[seen_BT != ids_BT]))
@@ -86,8 +97,8 @@ class Pretraining(nn.Module):
         slots_BA = torch.full((len(answers), ANSWER_TOKENS), -100)
         for row, ids in enumerate(answer_ids):
             slots_BA[row, : len(ids)] = torch.tensor(ids[:ANSWER_TOKENS])
-        read_BAH = self.read(statements_BC).unflatten(-1, (ANSWER_TOKENS, -1))
-        read = functional.cross_entropy((read_BAH @ words_VH.T).transpose(1, 2), slots_BA)
+        read_BAD = self.read(statements_BC).unflatten(-1, (ANSWER_TOKENS, -1))
+        read = functional.cross_entropy((read_BAD @ self.lm_words_VD.T).transpose(1, 2), slots_BA)
         return {"fill": fill, "tell": tell, "read": read}
 
 
@@ -114,16 +125,24 @@ def retrieval_accuracy(encoder: TextEncoder, stream: EditStream, *, num_batches:
     return found
 
 
-def pretrain(llm: Path, output: Path, *, steps: int, log_every: int) -> dict[str, float]:
+def pretrain(
+    llm: Path, output: Path, *, continue_from: Path | None, steps: int, learning_rate: float, log_every: int
+) -> dict[str, float]:
     """Train, save in bfloat16 and measure what was saved."""
-    torch.manual_seed(SEED)
+    seed = SEED if continue_from is None else SEED + steps  # a second cycle reads other edits
+    torch.manual_seed(seed)
     world = load_world()
     tokenizer = AutoTokenizer.from_pretrained(llm)
     lm = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
-    task = Pretraining(new_encoder(tokenizer, lm.get_input_embeddings().weight.detach()))
-    optimizer = torch.optim.AdamW(task.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP_SHARE)
-    training = EditStream(world, batch_size=EDITS_PER_STEP, seed=f"{SEED}/training")
+    lm_embeddings = lm.get_input_embeddings().weight.detach()
+    if continue_from is None:
+        encoder = new_encoder(tokenizer, lm_embeddings)
+    else:
+        encoder = load_encoder(str(continue_from), POOLING)
+    task = Pretraining(encoder, lm_embeddings)
+    optimizer = torch.optim.AdamW(task.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=WARMUP_SHARE)
+    training = EditStream(world, batch_size=EDITS_PER_STEP, seed=f"{seed}/training")
     tuning = EditStream(world, batch_size=EDITS_PER_STEP, seed=f"{SEED}/tuning")
     started = time.monotonic()
     for step in range(1, steps + 1):
@@ -151,7 +170,7 @@ def pretrain(llm: Path, output: Path, *, steps: int, log_every: int) -> dict[str
     measured["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     measured["steps"] = steps
     measured["seconds"] = round(time.monotonic() - started)
-    (output / "pretraining.json").write_text(json.dumps({"seed": SEED, **measured}, indent=2) + "\n")
+    (output / "pretraining.json").write_text(json.dumps({"seed": seed, **measured}, indent=2) + "\n")
     return measured
 
 
@@ -160,10 +179,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llm", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--continue-from", type=Path)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--log-every", type=int, default=50)
     args = parser.parse_args()
-    print(pretrain(args.llm, args.output, steps=args.steps, log_every=args.log_every))
+    print(pretrain(**vars(args)))
 
 
 if __name__ == "__main__":

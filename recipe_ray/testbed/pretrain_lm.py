@@ -1,4 +1,7 @@
-"""Pretrain the testbed's LM and its tokenizer: `python -m recipe_ray.testbed.pretrain_lm --output DIRECTORY`.
+"""Pretrain the testbed's LM and its tokenizer, in two cycles of the learning rate.
+
+    python -m recipe_ray.testbed.pretrain_lm --output FIRST
+    python -m recipe_ray.testbed.pretrain_lm --output LM --continue-from FIRST --steps 800 --learning-rate 2e-3
 
 About half an hour on 2 cores. The result ships in `weights/llm`; run this only to make another.
 """
@@ -14,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from recipe_ray.config import TESTBED
 from recipe_ray.model.llm import FrozenLLM
@@ -24,10 +27,12 @@ from recipe_ray.testbed.world import World, WorldEdit, counterfactual_edits, loa
 
 SEED = 20261
 MAX_LENGTH = 512
-ROW_TOKENS = 96
-ROWS_PER_STEP = 48
-LEARNING_RATE = 3e-3
+ROW_TOKENS = 112
+ROWS_PER_STEP = 40
 WARMUP_SHARE = 0.05
+# Recall comes first: with many context documents from the start it hardly comes at all.
+CONTEXT_SHARE_FIRST, CONTEXT_SHARE_LATER = 0.2, 0.55
+FIRST_SHARE = 0.3  # of the steps
 # A subject, or an answer that nothing foretells, is noise to the LM: little is to be learned from its tokens, so the
 # loss takes a sample of them.
 UNFORESEEABLE_SHARE = 0.1
@@ -67,20 +72,23 @@ def document_tokens(document: list[Sentence], tokenizer: PreTrainedTokenizerFast
 
 
 def packed_batches(corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless batches of ids and chances [ROWS_PER_STEP, ROW_TOKENS + 1], documents one behind another."""
-    size = ROWS_PER_STEP * (ROW_TOKENS + 1)
+    """Endless batches of ids and chances [ROWS_PER_STEP, ROW_TOKENS + 1].
+
+    A row holds whole documents, one behind another, and padding: half a document would restate what was cut off.
+    """
+    width = ROW_TOKENS + 1
+    rows: list[tuple[list[int], list[float]]] = []
     ids: list[int] = []
     shares: list[float] = []
     for document in corpus:
         new_ids, new_shares = document_tokens(document, tokenizer)
-        ids += new_ids
-        shares += new_shares
-        if len(ids) >= size:
-            yield (
-                torch.tensor(ids[:size]).view(ROWS_PER_STEP, -1),
-                torch.tensor(shares[:size]).view(ROWS_PER_STEP, -1),
-            )
-            ids, shares = ids[size:], shares[size:]
+        if len(ids) + len(new_ids) > width:
+            rows.append((ids + [0] * (width - len(ids)), shares + [0.0] * (width - len(shares))))
+            ids, shares = [], []
+        ids, shares = ids + new_ids[: width - len(ids)], shares + new_shares[: width - len(shares)]
+        if len(rows) == ROWS_PER_STEP:
+            yield torch.tensor([row for row, _ in rows]), torch.tensor([row for _, row in rows])
+            rows = []
 
 
 def answers(llm: FrozenLLM, prompts: list[str], *, batch_size: int = 256) -> list[str]:
@@ -122,20 +130,37 @@ def measure(llm: FrozenLLM, world: World, edits: tuple[WorldEdit, ...]) -> dict[
     }
 
 
-def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) -> dict[str, float]:
+def pretrain(
+    output: Path,
+    *,
+    continue_from: Path | None,
+    steps: int,
+    learning_rate: float,
+    log_every: int,
+    measure_every: int,
+) -> dict[str, float]:
     """Train, save in bfloat16 and measure what was saved."""
-    torch.manual_seed(SEED)
+    seed = SEED if continue_from is None else SEED + steps  # a second cycle reads other documents
+    torch.manual_seed(seed)
     world = load_world()
     edits = counterfactual_edits(world)
-    tokenizer = train_tokenizer(world, seed=SEED, max_length=MAX_LENGTH)
-    model = new_lm(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    if continue_from is None:
+        tokenizer = train_tokenizer(world, seed=SEED, max_length=MAX_LENGTH)
+        model = new_lm(tokenizer)
+        num_first = round(FIRST_SHARE * steps)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(continue_from)
+        model = LlamaForCausalLM.from_pretrained(continue_from, dtype=torch.float32)
+        num_first = 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP_SHARE, anneal_strategy="cos"
+        optimizer, learning_rate, total_steps=steps, pct_start=WARMUP_SHARE, anneal_strategy="cos"
     )
-    batches = packed_batches(Corpus(world, edits, seed=SEED), tokenizer)
+    corpus = Corpus(world, edits, seed=seed)
+    batches = packed_batches(corpus, tokenizer)
     started = time.monotonic()
     for step in range(1, steps + 1):
+        corpus.context_share = CONTEXT_SHARE_FIRST if step <= num_first else CONTEXT_SHARE_LATER
         ids, shares = next(batches)
         targets = torch.rand(shares[:, 1:].shape) < shares[:, 1:]
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
@@ -157,7 +182,7 @@ def pretrain(output: Path, *, steps: int, log_every: int, measure_every: int) ->
     measured["parameters"] = model.num_parameters()
     measured["steps"] = steps
     measured["seconds"] = round(time.monotonic() - started)
-    (output / "pretraining.json").write_text(json.dumps({"seed": SEED, **measured}, indent=2) + "\n")
+    (output / "pretraining.json").write_text(json.dumps({"seed": seed, **measured}, indent=2) + "\n")
     return measured
 
 
@@ -170,11 +195,13 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=3600)
+    parser.add_argument("--continue-from", type=Path)
+    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--log-every", type=int, default=50)
-    parser.add_argument("--measure-every", type=int, default=400)
+    parser.add_argument("--measure-every", type=int, default=800)
     args = parser.parse_args()
-    print(pretrain(args.output, steps=args.steps, log_every=args.log_every, measure_every=args.measure_every))
+    print(pretrain(**vars(args)))
 
 
 if __name__ == "__main__":
