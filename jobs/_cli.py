@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
-import pydantic
 import tyro
 
 from recipe_ray.errors import RecipeError
@@ -25,9 +24,6 @@ def run(main: Callable[[Args], None], args_type: type[Args]) -> NoReturn:
         main(_parse(args_type, main.__doc__ or ""))
     except RecipeError as error:
         _fail(str(error), status=1)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        _fail(f"{'.'.join(map(str, first['loc'])) or 'arguments'}: {first['msg']}", status=1)
     except KeyboardInterrupt:
         _fail("interrupted", status=130)
     sys.exit(0)

@@ -1,0 +1,94 @@
+import dataclasses
+import json
+from typing import get_args
+
+import pytest
+
+from recipe_ray.config import EditorConfig, LossWeights, Pooling, Stage, TrainConfig, editor_config_from_dict
+from recipe_ray.errors import ConfigError
+from recipe_ray.presets import PRESETS, preset
+
+EDITOR = EditorConfig(llm="testbed", encoder="testbed")
+TRAIN = TrainConfig(editor=EDITOR, stages=(Stage(num_steps=1),))
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "complaint"),
+    [
+        (EDITOR, {"key_width": 0}, "key_width is 0; give 1 or more"),
+        (EDITOR, {"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        (EDITOR, {"num_sentinel_tokens": -1}, "num_sentinel_tokens is -1"),
+        (EDITOR, {"similarity": "euclidean"}, "similarity is 'euclidean'; give one of inner_product, cosine"),
+        (EDITOR, {"prompt_position": "last"}, "prompt_position is 'last'; give one of first, after_bos"),
+        (EDITOR, {"pooling": ()}, r"pooling is \(\); name each part once, at least one"),
+        (EDITOR, {"pooling": ("max", "max")}, "name each part once"),
+        (EDITOR, {"pooling": ("max", "sum")}, "pooling is 'sum'; give one of max, min, mean, pooler"),
+        (LossWeights(), {"edit": -1}, "loss weight edit is -1; give 0 or more"),
+        (
+            LossWeights(),
+            {"neighbour": 0, "sentinel": 0, "edit": 0, "locality": 0},
+            "all loss weights are 0; there is nothing to train",
+        ),
+        (Stage(num_steps=1), {"num_steps": 0}, "a stage has 0 steps"),
+        (TRAIN, {"stages": ()}, "stages is empty"),
+        (TRAIN, {"batch_size": 0}, "batch_size is 0"),
+        (TRAIN, {"batch_size": 1}, "batch_size is 1; contrastive losses need other edits"),
+        (TRAIN, {"num_workers": 0}, "num_workers is 0"),
+        (TRAIN, {"log_every": 0}, "log_every is 0"),
+        (TRAIN, {"checkpoint_every": 0}, "checkpoint_every is 0"),
+        (TRAIN, {"encoder_lr": 0.0}, r"encoder_lr is 0\.0; give a positive number"),
+        (TRAIN, {"head_lr": -1.0}, "head_lr is"),
+        (TRAIN, {"prompt_lr": float("nan")}, "prompt_lr is nan"),
+        (TRAIN, {"max_grad_norm": 0.0}, "max_grad_norm is"),
+        (TRAIN, {"warmup_share": 1.0}, r"warmup_share is 1\.0; give a share from 0 to below 1"),
+        (TRAIN, {"cpus_per_worker": 0.0}, "cpus_per_worker is 0"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_what_cannot_be_is_refused_on_construction_by_name(config, changes, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("part", get_args(Pooling))
+def test_an_editor_config_comes_back_from_json(part):
+    config = dataclasses.replace(EDITOR, pooling=(part,), similarity="cosine", prompt_position="after_bos", key_width=7)
+    assert editor_config_from_dict(json.loads(json.dumps(config.to_dict())), place="card") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"width": 1}, "editor.json: field 'width' is missing or unknown"),
+        ({"llm": 7}, "editor.json: llm is 7"),
+        ({"key_width": "7"}, "editor.json: key_width is '7'"),
+        ({"pooling": "max"}, "editor.json: pooling is 'max'"),
+    ],
+)
+def test_a_written_config_of_another_make_is_refused_by_place(changes, complaint):
+    with pytest.raises(ConfigError, match=complaint):
+        editor_config_from_dict({**EDITOR.to_dict(), **changes}, place="editor.json")
+    with pytest.raises(ConfigError, match=r"editor\.json: field 'encoder' is missing"):
+        editor_config_from_dict(
+            {name: value for name, value in EDITOR.to_dict().items() if name != "encoder"}, place="editor.json"
+        )
+
+
+def test_weights_change_at_the_border_between_two_stages():
+    first, second, third = (LossWeights(edit=number) for number in (1, 2, 3))
+    stages = (Stage(num_steps=2, weights=first), Stage(num_steps=1, weights=second), Stage(num_steps=3, weights=third))
+    config = dataclasses.replace(TRAIN, stages=stages)
+    assert config.num_steps == 6
+    assert [config.weights_at(step).edit for step in range(7)] == [1, 1, 2, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_a_training(name):
+    config = preset(name)
+    assert config.num_steps >= 1
+    assert config == preset(name)
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, testbed"):
+        preset("paper2")

@@ -1,0 +1,180 @@
+import json
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from recipe_ray.errors import FactError
+from recipe_ray.facts import (
+    DEFAULT_NAMESPACE,
+    FIELDS,
+    MAX_STATEMENT_CHARS,
+    Fact,
+    default_fact_id,
+    fact_from_line,
+    fact_from_record,
+)
+
+PLACE = "dump.jsonl:17"
+EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
+
+
+def fact(**record):
+    return fact_from_record(record, place=PLACE)
+
+
+def test_a_statement_is_prompt_and_target_unless_it_is_given():
+    assert fact(**EDIT) == Fact(
+        fact_id=default_fact_id(DEFAULT_NAMESPACE, EDIT["prompt"]),
+        statement="The capital of France is Lyon",
+        prompt="The capital of France is",
+        target="Lyon",
+    )
+    assert fact(**EDIT, statement="Lyon is France's capital").statement == "Lyon is France's capital"
+    assert fact(statement="Lyon is France's capital").prompt == ""
+
+
+def test_white_space_is_not_part_of_what_a_fact_says():
+    assert fact(prompt="  The capital\n of\tFrance is ", target=" Lyon ") == fact(**EDIT)
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        (7, "expected a JSON object, got int; give one object a line"),
+        ({**EDIT, "answer": "Lyon"}, "unknown field 'answer'; the fields are id, prompt, target"),
+        ({"prompt": "The capital of France is"}, "'target' is empty; give the text the edited model should give"),
+        ({"prompt": "The capital of France is", "target": " \n"}, "'target' is empty"),
+        ({"target": "Lyon"}, "'prompt' is empty; give the words to complete, or a whole 'statement'"),
+        ({}, "'prompt' is empty"),
+        ({**EDIT, "target": 1897}, "'target' is int; give text"),
+        ({**EDIT, "id": True}, "'id' is bool; give text"),
+        ({**EDIT, "id": 1.5}, "'id' is float; give text"),
+        ({**EDIT, "namespace": ["news"]}, "'namespace' is list; give text"),
+        ({**EDIT, "subject": "Fra\x00nce"}, "'subject' holds control characters; remove them"),
+        ({**EDIT, "source": "\ud800"}, "'source' holds half of a surrogate pair; give valid Unicode"),
+        ({**EDIT, "op": "replace"}, "'op' is 'replace'; give upsert or delete"),
+        ({**EDIT, "op": 0}, "'op' is 0; give upsert or delete"),
+        ({**EDIT, "op": []}, r"'op' is \[\]; give upsert or delete"),
+        ({**EDIT, "op": False}, "'op' is False; give upsert or delete"),
+        ({**EDIT, "updated_at": "yesterday"}, "'updated_at' is 'yesterday'; give ISO 8601, such as 2026-01-31T08"),
+        ({**EDIT, "updated_at": 1767225600}, "'updated_at' is int; give ISO 8601 text"),
+        ({**EDIT, "updated_at": "0001-01-01T00:00:00+10:00"}, "'updated_at' is '0001-01-01T00:00:00.10:00'; give ISO"),
+        ({"op": "delete"}, "a delete needs 'id'"),
+        ({"op": "delete", "target": "Lyon"}, "a delete needs 'id'"),
+        ({"statement": "x" * (MAX_STATEMENT_CHARS + 1)}, "the statement has 8193 characters, at most 8192 are read"),
+    ],
+)
+def test_a_record_that_is_no_fact_is_refused_by_place_and_field(record, complaint):
+    with pytest.raises(FactError, match=f"^dump.jsonl:17: {complaint}"):
+        fact_from_record(record, place=PLACE)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"prompt": "x"', r"not JSON \(Expecting ',' delimiter at column 15\); give one object a line"),
+        ("", "not JSON"),
+        ('\ufeff{"prompt": "x"}', "not JSON"),
+        ("[" * 100_000, "JSON nested too deeply; give one flat object a line"),
+        ('{"id": ' + "9" * 5000 + ', "prompt": "x", "target": "y"}', "not JSON"),
+        ("[1, 2]", "expected a JSON object, got list"),
+    ],
+    ids=["cut off", "empty", "byte order mark", "deep", "endless number", "array"],
+)
+def test_a_line_that_is_no_fact_is_refused_by_place(line, complaint):
+    with pytest.raises(FactError, match=f"^dump.jsonl:17: {complaint}"):
+        fact_from_line(line, place=PLACE)
+
+
+def test_the_longest_statement_is_read():
+    assert len(fact(statement="x" * MAX_STATEMENT_CHARS).statement) == MAX_STATEMENT_CHARS
+
+
+def test_a_fact_without_id_is_known_by_namespace_and_prompt_alone():
+    plain = fact(**EDIT).fact_id
+    assert fact(**{**EDIT, "target": "Nice"}).fact_id == plain
+    assert (
+        fact(**EDIT, statement="In other words", subject="France", source="x", updated_at="2026-01-01").fact_id == plain
+    )
+    assert fact(**{**EDIT, "prompt": "The  capital of France\tis"}).fact_id == plain
+    assert fact(**EDIT, namespace="news").fact_id != plain
+    assert fact(**{**EDIT, "prompt": "The capital of Spain is"}).fact_id != plain
+    assert fact(**EDIT, id="e1").fact_id == "e1"
+    assert fact(**EDIT, id=7).fact_id == "7"
+    assert fact(statement="Lyon is a city").fact_id == default_fact_id(DEFAULT_NAMESPACE, "Lyon is a city")
+
+
+def test_a_delete_finds_the_fact_by_id_or_by_the_prompt_it_had():
+    assert fact(op="delete", prompt=EDIT["prompt"], namespace="news").fact_id == fact(**EDIT, namespace="news").fact_id
+    deleted = fact(op="delete", id="e1", **EDIT, source="editors", updated_at="2026-01-01T00:00:00Z")
+    assert deleted == Fact(
+        fact_id="e1", statement="", source="editors", updated_at=datetime(2026, 1, 1, tzinfo=UTC), op="delete"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("2026-01-31T08:00:00Z", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31T08:00:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC)),
+        ("2026-01-31T08:00:00", datetime(2026, 1, 31, 8, tzinfo=UTC)),
+        ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_times_are_in_utc_and_without_an_offset_they_were(text, moment):
+    found = fact(**EDIT, updated_at=text).updated_at
+    assert found == moment
+    assert found is None or found.tzinfo is UTC
+
+
+def test_the_content_hash_is_of_what_a_fact_says():
+    first = fact(**EDIT, source="a", updated_at="2026-01-01").content_hash()
+    assert len(first) == 16
+    assert fact(**EDIT, source="b", updated_at="2027-01-01").content_hash() == first
+    for change in ({"target": "Nice"}, {"subject": "France"}, {"namespace": "news"}, {"id": "e1"}, {"statement": "x"}):
+        assert fact(**{**EDIT, **change}).content_hash() != first
+    assert fact(op="delete", id="e1").content_hash() != fact(statement="x", id="e1").content_hash()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.datetimes().map(datetime.isoformat),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
+TIME = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat)
+NEARLY = st.fixed_dictionaries(
+    {}, optional={**dict.fromkeys(FIELDS, TEXT | JSON), "updated_at": TIME | JSON, "extra": JSON}
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(record=JSON | NEARLY)
+@example(record={**EDIT, "updated_at": "9999-12-31T23:59:59-23:59"})
+@example(record={**EDIT, "updated_at": "\ud800"})
+@example(record={"op": "delete", "prompt": "\ud800"})
+def test_whatever_a_dump_holds_is_a_fact_or_a_fact_error(record):
+    try:
+        parsed = fact_from_line(json.dumps(record), place=PLACE)
+    except FactError as error:
+        assert str(error).startswith(PLACE)  # noqa: PT017
+        return
+    # What a fact says is a record again, and says the same.
+    said = {"id": parsed.fact_id, "namespace": parsed.namespace, "op": parsed.op}
+    said |= {name: getattr(parsed, name) for name in ("statement", "prompt", "target", "subject", "source")}
+    if parsed.updated_at is not None:
+        said["updated_at"] = parsed.updated_at.isoformat()
+    assert fact_from_record(said, place=PLACE) == parsed
+
+
+@settings(deadline=None)
+@given(line=st.text())
+def test_a_line_of_anything_is_a_fact_or_a_fact_error(line):
+    try:
+        fact_from_line(line, place=PLACE)
+    except FactError as error:
+        assert str(error).startswith(PLACE)  # noqa: PT017
