@@ -31,9 +31,9 @@ def locality_loss(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> 
 def warm_up_loss(prompts_BPD: Tensor, embeddings_BAD: Tensor, mask_BA: Tensor) -> Tensor:
     """Mean squared distance of each virtual token from the answer tokens dealt to it, over their own variance.
 
-    Not of the paper: a start for the prompt encoder. Through a frozen LLM the edit loss alone stands still for hundreds
-    of steps, until the prompts carry something of the answer. Answer token a is dealt to virtual token a mod P; a virtual
-    token that is dealt none is left alone.
+    Not of the paper: a start for the prompt encoder. Through a frozen LLM the edit loss alone stands still for
+    hundreds of steps, until the prompts carry something of the answer. Answer token a is dealt to virtual token
+    a mod P; a virtual token that is dealt none is left alone.
     """
     num_virtual_tokens = prompts_BPD.shape[1]
     order_BA = mask_BA.cumsum(-1) - 1
