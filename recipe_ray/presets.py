@@ -17,14 +17,14 @@ def testbed() -> TrainConfig:
             llm=TESTBED, encoder=TESTBED, key_width=512, similarity="cosine", prompt_position="after_bos"
         ),
         stages=(
-            Stage(num_steps=60, weights=LossWeights(sentinel=0, edit=0, locality=0, warm_up=2)),
-            Stage(num_steps=540, weights=LossWeights(sentinel=0)),
-            Stage(num_steps=200),
+            Stage(num_steps=450, weights=LossWeights(sentinel=0)),
+            Stage(num_steps=300),
         ),
         batch_size=32,
         encoder_lr=3e-4,
         head_lr=1e-3,
         prompt_lr=1e-3,
+        num_warm_start=6000,
         answer_end=".",
     )
 

@@ -21,7 +21,7 @@ from recipe_ray.errors import ConfigError, ModelError, OutputError, RecipeError
 from recipe_ray.model.editor import CARD_FILE, Editor, new_editor
 from recipe_ray.model.encoder import model_type
 from recipe_ray.model.llm import llm_width, load_llm
-from recipe_ray.model.training import JointTraining, make_optimizer
+from recipe_ray.model.training import JointTraining, make_optimizer, warm_start
 from recipe_ray.presets import preset
 from recipe_ray.store import files
 from recipe_ray.testbed.edits import EditStream
@@ -180,6 +180,8 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     llm = load_llm(config.editor.llm, str(device))
     editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
     joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end)
+    if config.num_warm_start and ray.train.get_checkpoint() is None:
+        _warm_start(joint, config)
     # A stage without edit losses leaves the prompt encoder without gradient.
     options = {"find_unused_parameters": True}
     model = ray.train.torch.prepare_model(joint, parallel_strategy_kwargs=options)
@@ -227,6 +229,12 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         "edits_per_s": num_steps_now * config.batch_size * num_workers / seconds if num_steps_now else 0.0,
     }
     _report(final, editor, optimizer, schedule, step=config.num_steps, before=before, rank=rank)
+
+
+def _warm_start(joint: JointTraining, config: TrainConfig) -> None:
+    """The same on every worker: the edits depend on the seed alone."""
+    stream = EditStream(load_world(), batch_size=config.num_warm_start, seed=f"{config.seed}/warm-start")
+    warm_start(joint.editor, joint.llm, stream.batch(0))
 
 
 @torch.no_grad()

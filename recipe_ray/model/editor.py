@@ -62,9 +62,13 @@ class PromptEncoder(nn.Module):
         self.project = nn.Linear(key_width, num_virtual_tokens * llm_width)
         self.register_buffer("scale", torch.tensor(1.0))
 
+    def features(self, keys_FK: Tensor) -> Tensor:
+        """ReLU(W3 k + b3) + k, [F, K]: what the last layer reads."""
+        return cast(Tensor, functional.relu(self.transform(keys_FK)) + keys_FK)
+
     def forward(self, keys_FK: Tensor) -> Tensor:
         """[F, K] to [F, P, D]."""
-        prompts = self.project(functional.relu(self.transform(keys_FK)) + keys_FK)
+        prompts = self.project(self.features(keys_FK))
         return cast(Tensor, (self.scale * prompts).unflatten(-1, self.shape))
 
 
@@ -114,9 +118,11 @@ class Editor(nn.Module):
 
     def prompts(self, keys_FK: Tensor) -> Tensor:
         """Continuous prompts [F, P, D]: a function of the keys alone."""
-        if self.config.similarity == "cosine":
-            keys_FK = keys_FK * math.sqrt(self.config.key_width)  # entries of unit size, as the layers expect
-        return cast(Tensor, self.prompt_encoder(keys_FK))
+        return cast(Tensor, self.prompt_encoder(self.prompt_inputs(keys_FK)))
+
+    def prompt_inputs(self, keys_FK: Tensor) -> Tensor:
+        """Keys with entries of about unit size, as the prompt encoder's layers expect."""
+        return keys_FK * math.sqrt(self.config.key_width) if self.config.similarity == "cosine" else keys_FK
 
     @contextlib.contextmanager
     def _inference(self) -> Iterator[None]:

@@ -28,24 +28,6 @@ def locality_loss(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> 
     return (kl_BA * mask_BA).sum() / mask_BA.sum()
 
 
-def warm_up_loss(prompts_BPD: Tensor, embeddings_BAD: Tensor, mask_BA: Tensor) -> Tensor:
-    """Mean squared distance of each virtual token from the answer tokens dealt to it, over their own variance.
-
-    Not of the paper: a start for the prompt encoder. Through a frozen LLM the edit loss alone stands still for
-    hundreds of steps, until the prompts carry something of the answer. Answer token a is dealt to virtual token
-    a mod P; a virtual token that is dealt none is left alone.
-    """
-    num_virtual_tokens = prompts_BPD.shape[1]
-    order_BA = mask_BA.cumsum(-1) - 1
-    slots_P = torch.arange(num_virtual_tokens, device=mask_BA.device)
-    dealt_BPA = (order_BA[:, None] % num_virtual_tokens == slots_P[:, None]) & (mask_BA[:, None] == 1)
-    share_BPA = dealt_BPA / dealt_BPA.sum(-1, keepdim=True).clamp(min=1)
-    wanted_BPD = share_BPA.to(embeddings_BAD.dtype) @ embeddings_BAD
-    used_BP = dealt_BPA.any(-1)
-    distance_BP = (prompts_BPD - wanted_BPD).square().mean(-1)
-    return (distance_BP * used_BP).sum() / used_BP.sum() / embeddings_BAD[mask_BA == 1].var()
-
-
 def neighbour_loss(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_B: Tensor) -> Tensor:
     """Each query against its own key, the other keys and the sentinel being negatives.
 

@@ -21,8 +21,9 @@ from recipe_ray.model.losses import (
     sentinel_loss_related,
     sentinel_loss_unrelated,
     similarities,
-    warm_up_loss,
 )
+
+RIDGE = 0.02  # beside features of unit size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,11 @@ class JointTraining(nn.Module):
         self.answer_end = answer_end
         self._llm = (llm,)  # in a tuple, so that nn.Module does not look inside
 
+    @property
+    def llm(self) -> FrozenLLM:
+        """The LLM, not trained."""
+        return self._llm[0]
+
     def forward(self, batch: Sequence[EditExample], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses whose weight is not 0, and each of them with the batch's accuracies."""
         editor = self.editor
@@ -78,24 +84,17 @@ class JointTraining(nn.Module):
                 + sentinel_loss_related(reliability_BK, keys_BK, sentinel_K, own_B)
                 + sentinel_loss_related(generality_BK, keys_BK, sentinel_K, own_B)
             )
-        if weights.warm_up:
-            losses["warm_up"] = weights.warm_up * self._warm_up_loss(batch, editor.prompts(keys_BK))
         if weights.edit or weights.locality:
             losses |= self._edit_losses(batch, editor.prompts(keys_BK), weights)
         metrics = {name: loss.item() for name, loss in losses.items()}
         metrics |= _accuracies(generality_BK, locality_BK, keys_BK, sentinel_K, own_B)
         return torch.stack(list(losses.values())).sum(), metrics
 
-    def _warm_up_loss(self, batch: Sequence[EditExample], prompts_BPD: Tensor) -> Tensor:
-        llm = self._llm[0]
-        answers = _align([llm.tokenize_answer(f" {example.target}") for example in batch], llm.device)
-        return warm_up_loss(prompts_BPD, llm.embedding(answers.ids_BA).to(prompts_BPD.dtype), answers.mask_BA)
-
     def _edit_losses(
         self, batch: Sequence[EditExample], prompts_BPD: Tensor, weights: LossWeights
     ) -> dict[str, Tensor]:
         """Reliability, generality and locality rows go through the LLM as one padded batch."""
-        llm, position = self._llm[0], self.editor.config.prompt_position
+        llm, position = self.llm, self.editor.config.prompt_position
         num_virtual_tokens = self.editor.config.num_virtual_tokens
         prompts = [
             [getattr(example, name) for example in batch] for name in ("prompt", "generality_prompt", "locality_prompt")
@@ -123,6 +122,35 @@ class JointTraining(nn.Module):
             "generality": weights.edit * answer_loss(logits[generality], ids[generality], mask[generality]),
             "locality": weights.locality * locality_loss(logits[locality], unedited, mask[locality]),
         }
+
+
+@torch.no_grad()
+def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) -> None:
+    """Fit the prompt encoder's last layer, by ridge regression, to the embeddings of the answers' own tokens.
+
+    Not of the paper. Through a frozen LLM the edit loss alone stands still for hundreds of steps, until the prompts
+    carry something of the answer; this start takes seconds. Answer token a is dealt to virtual token a mod P, which
+    aims at the mean of its tokens; a virtual token that is dealt none aims at the mean over all answers.
+    """
+    encoder = editor.prompt_encoder
+    num_virtual_tokens = encoder.shape[0]
+    keys, _ = editor.encode_facts([example.statement for example in examples])
+    features_FK = encoder.features(editor.prompt_inputs(torch.from_numpy(keys).to(editor.device)))
+    answers = [llm.tokenize_answer(f" {example.target}") for example in examples]
+    tokens = torch.tensor(sorted({token for ids in answers for token in ids}), device=llm.device)
+    embedding = dict(zip(tokens.tolist(), llm.embedding(tokens).float().to(editor.device), strict=True))
+    mean_D = torch.stack([embedding[token] for ids in answers for token in ids]).mean(0)
+    wanted_FPD = mean_D.repeat(len(examples), num_virtual_tokens, 1)
+    for row, ids in enumerate(answers):
+        for slot in range(min(num_virtual_tokens, len(ids))):
+            wanted_FPD[row, slot] = torch.stack([embedding[token] for token in ids[slot::num_virtual_tokens]]).mean(0)
+    ones_F1 = torch.ones(len(examples), 1, device=editor.device)
+    inputs = torch.cat([features_FK, ones_F1], 1).double()
+    ridge = RIDGE * len(examples) * torch.eye(inputs.shape[1], device=editor.device, dtype=torch.double)
+    solution = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ wanted_FPD.flatten(1).double())
+    solution = (solution / encoder.scale).to(encoder.project.weight.dtype)
+    encoder.project.weight.copy_(solution[:-1].T)
+    encoder.project.bias.copy_(solution[-1])
 
 
 def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
