@@ -274,14 +274,18 @@ def test_killed_at_any_moment_it_completes_when_started_again(tmp_path, config, 
     command = [sys.executable, JOB, "--source", settings.source, "--table", settings.table]
     command += ["--editor", settings.editor, "--device", "cpu", "--batch-size", "32"]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = tmp_path / "job.log"
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, env=environment, stdout=sink, stderr=sink)
     try:
+        deadline = time.monotonic() + 240
         while not moment(table):
-            assert process.poll() is None, process.stderr.read().decode()
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.002)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.wait()
     assert len(targets(table)) in (0, 200)
     ingest(settings)
     assert len(targets(table)) == 200
