@@ -38,7 +38,8 @@ class EditStream:
         rng = random.Random(f"{self.seed}/{number}")
         edited: list[_Question] = []
         spared: list[_Question] = []
-        for questions in self._subjects(rng):
+        names: set[str] = set()
+        for questions in self._subjects(rng, names):
             # Whatever is left unedited of a subject is the hardest question that no edit answers.
             split = rng.randint(1, len(questions))
             edited += questions[:split]
@@ -46,28 +47,37 @@ class EditStream:
             if len(edited) >= self.batch_size:
                 break
         edited = edited[: self.batch_size]
-        spared = spared or [self._stranger(rng)]
+        spared = spared or [self._stranger(rng, names)]
         rng.shuffle(spared)
-        return [self._example(question, self._spared(spared, row, rng), rng) for row, question in enumerate(edited)]
+        examples = []
+        for row, question in enumerate(edited):
+            # Half of the locality prompts lie next to an edit, half are about a subject of which nothing is edited.
+            unedited = spared[row % len(spared)] if row % 2 else self._stranger(rng, names)
+            examples.append(self._example(question, unedited, rng))
+        return examples
 
-    def _subjects(self, rng: random.Random) -> Iterator[list[_Question]]:
-        """Without end: each subject's questions, shuffled."""
+    def _subjects(self, rng: random.Random, names: set[str]) -> Iterator[list[_Question]]:
+        """Without end: each subject's questions, shuffled; no name comes twice, each is put into `names`.
+
+        The same question with two targets, or edited here and left alone there, would be a false negative.
+        """
         while True:
             subject = self.inventor.subject(rng)
             group = [subject]
             if rng.random() < NEIGHBOUR_SHARE:
                 group.append(self.inventor.neighbour(subject, rng))
             for member in group:
+                if member.name in names:
+                    continue
+                names.add(member.name)
                 relations = list(member.relations)
                 rng.shuffle(relations)
                 yield [_Question(member, relation) for relation in relations]
 
-    def _spared(self, spared: list[_Question], row: int, rng: random.Random) -> _Question:
-        """Half of the locality prompts lie next to an edit, half are about a subject of which nothing is edited."""
-        return spared[row % len(spared)] if row % 2 else self._stranger(rng)
-
-    def _stranger(self, rng: random.Random) -> _Question:
-        subject = self.inventor.subject(rng)
+    def _stranger(self, rng: random.Random, names: set[str]) -> _Question:
+        """A question about a subject of none of these names."""
+        while (subject := self.inventor.subject(rng)).name in names:
+            pass
         return _Question(subject, rng.choice(subject.relations))
 
     def _example(self, question: _Question, spared: _Question, rng: random.Random) -> EditExample:

@@ -14,7 +14,7 @@ BOS, EOS, PAD, MASK = "<s>", "</s>", "<pad>", "<mask>"
 
 
 def train_tokenizer(world: World, *, seed: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Train on phrasings and on invented names, not on the real subjects.
+    """Train on phrasings, invented names and answers, not on the real subjects (but for a few that are answers too).
 
     A tokenizer that had seen the real subjects would give them pieces that no invented subject ever has, and an
     encoder trained on invented subjects could not tell the real ones apart.

@@ -1,0 +1,89 @@
+"""What the editor trains on holds nothing of what it is evaluated on."""
+
+from collections import Counter
+
+import pytest
+from reading import WORLD, is_novel, questions
+
+from recipe_ray.testbed.edits import EditStream
+
+NUM_BATCHES = 150
+BATCH_SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def batches():
+    stream = EditStream(WORLD, batch_size=BATCH_SIZE, seed="7/0")
+    return [stream.batch(number) for number in range(NUM_BATCHES)]
+
+
+def test_a_batch_has_its_size_and_each_example_says_what_it_is(batches):
+    for batch in batches:
+        assert len(batch) == BATCH_SIZE
+        for one in batch:
+            assert one.statement == f"{one.prompt} {one.target}"
+            assert one.prompt != one.generality_prompt
+            assert questions(one.prompt) & questions(one.generality_prompt)
+
+
+def test_no_example_names_a_real_subject(batches):
+    real = set(WORLD.subjects)
+    for batch in batches:
+        for one in batch:
+            for prompt in (one.prompt, one.generality_prompt, one.locality_prompt):
+                read = questions(prompt)
+                assert read
+                assert not {subject for subject, _ in read} & real, prompt
+
+
+def test_no_example_is_in_a_novel_phrasing(batches):
+    for batch in batches:
+        for one in batch:
+            for prompt in (one.prompt, one.generality_prompt, one.locality_prompt):
+                assert not is_novel(prompt), prompt
+
+
+def test_no_question_of_a_batch_is_edited_twice(batches):
+    for batch in batches:
+        edited = [frozenset(questions(one.prompt) & questions(one.generality_prompt)) for one in batch]
+        assert len(set(edited)) == BATCH_SIZE
+
+
+def test_no_locality_prompt_asks_what_its_batch_edits(batches):
+    for batch in batches:
+        edited = set().union(*(questions(one.prompt) & questions(one.generality_prompt) for one in batch))
+        for one in batch:
+            assert not questions(one.locality_prompt) & edited, one.locality_prompt
+
+
+def test_many_edits_are_hard_to_tell_apart(batches):
+    """Subjects with several edits, locality prompts about an edited subject, and names one letter apart."""
+    several = spared = twins = 0
+    for batch in batches:
+        subjects = Counter(subject for one in batch for subject, _ in questions(one.prompt))
+        several += sum(num > 1 for num in subjects.values())
+        spared += sum(any(subject in subjects for subject, _ in questions(one.locality_prompt)) for one in batch)
+        names = sorted(subjects)
+        twins += sum(
+            len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
+            for one in names
+            for other in names
+        )
+    assert several > 2 * NUM_BATCHES
+    assert spared > 0.2 * NUM_BATCHES * BATCH_SIZE
+    assert twins > NUM_BATCHES
+
+
+def test_a_batch_depends_on_seed_and_number_alone(batches):
+    again = EditStream(WORLD, batch_size=BATCH_SIZE, seed="7/0")
+    assert again.batch(5) == batches[5]
+    assert again.batch(0) == batches[0]
+    assert again.batch(5) == batches[5]
+    assert EditStream(WORLD, batch_size=BATCH_SIZE, seed="7/1").batch(5) != batches[5]
+    assert batches[0] != batches[1]
+
+
+def test_a_batch_of_one_size_may_be_of_another():
+    for batch_size in (2, 7):
+        stream = EditStream(WORLD, batch_size=batch_size, seed="x")
+        assert {len(stream.batch(number)) for number in range(50)} == {batch_size}
