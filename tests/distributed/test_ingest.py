@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tiny_models import tiny_editor
 
 from recipe_ray.distributed import ingest as ingest_module
 from recipe_ray.distributed import stages
@@ -51,6 +52,13 @@ def targets(table, version=None):
     return dict(zip(facts["fact_id"].to_pylist(), facts["target"].to_pylist(), strict=True))
 
 
+@pytest.fixture(scope="session")
+def editor_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("editor")
+    tiny_editor().save(path)
+    return path
+
+
 @pytest.fixture
 def in_process(monkeypatch):
     """Ray Data's place taken by the same stages one after another, to test what the driver makes of them."""
@@ -74,13 +82,13 @@ def in_process(monkeypatch):
 
 
 @pytest.fixture
-def config(tmp_path, tiny_editor_dir):
+def config(tmp_path, editor_dir):
     def make(source, **more):
         return IngestConfig(
             **{
                 "source": str(source),
                 "table": str(tmp_path / "table"),
-                "editor": str(tiny_editor_dir),
+                "editor": str(editor_dir),
                 "device": "cpu",
                 "batch_size": 8,
                 **more,
@@ -92,7 +100,7 @@ def config(tmp_path, tiny_editor_dir):
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path, config, tiny_editor_dir):
+def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path, config, editor_dir):
     write_dump(tmp_path / "dump" / "a.jsonl", *[land(number) for number in range(30)], "{not JSON", land(3, "Zenda"))
     write_dump(tmp_path / "dump" / "b.jsonl.gz", land(30, namespace="news"), {"prompt": "x"})
     for path in (tmp_path / "dump").iterdir():
@@ -107,7 +115,7 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
     snapshot = read_snapshot(report.table)
     assert len(snapshot.facts) == 31
     assert {moment.timestamp() for moment in snapshot.facts["updated_at"].to_pylist()} == {1_800_000_000}
-    keys_FK, prompts_FPD = load_editor(tiny_editor_dir, "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
+    keys_FK, prompts_FPD = load_editor(editor_dir, "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
     np.testing.assert_allclose(snapshot.keys_FK, keys_FK, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(snapshot.prompts_FPD, prompts_FPD, rtol=2e-3, atol=1e-3)
     bad = read_quarantine(report.table).to_pylist()

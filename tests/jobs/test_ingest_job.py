@@ -7,6 +7,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from tiny_models import tiny_editor
 
 from jobs.ingest import describe
 from recipe_ray.distributed.ingest import IngestCounts, IngestReport
@@ -24,6 +25,13 @@ REPORT = IngestReport(
     facts_per_s=2.0,
     quarantine="/data/facts/_quarantine",
 )
+
+
+@pytest.fixture(scope="session")
+def editor_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("editor")
+    tiny_editor().save(path)
+    return path
 
 
 def run(*flags, **environment):
@@ -47,7 +55,7 @@ def test_the_report_says_where_what_and_how_fast():
 
 
 @pytest.mark.ray
-def test_from_s3_to_s3_without_a_cluster(tmp_path, tiny_editor_dir, monkeypatch):
+def test_from_s3_to_s3_without_a_cluster(tmp_path, editor_dir, monkeypatch):
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -72,7 +80,7 @@ def test_from_s3_to_s3_without_a_cluster(tmp_path, tiny_editor_dir, monkeypatch)
         )
         from recipe_ray.store.files import publish
 
-        publish(tiny_editor_dir, "s3://facts/editor")
+        publish(editor_dir, "s3://facts/editor")
         flags = ["--source", "s3://facts/dump", "--table", "s3://facts/table", "--editor", "s3://facts/editor"]
         done = run(*flags, **settings)
         assert done.returncode == 0, done.stderr
