@@ -13,11 +13,12 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
 
     Args:
         num_cpus: CPUs that a started cluster reports; None counts the machine's.
-        show_workers: print what tasks and actors print.
+        show_workers: print what tasks and actors print. The dashboard then runs too: Ray Train asks its state API about
+            the run every second, and would complain on the console as often.
     """
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=show_workers)
         return
     # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=show_workers)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
     started = time.monotonic()
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it would show every line of a worker twice
     storage, output = files.absolute(storage), files.absolute(output)
     files.check_writable(storage)
     files.check_writable(output)

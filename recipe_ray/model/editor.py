@@ -64,7 +64,7 @@ class PromptEncoder(nn.Module):
 
     def features(self, keys_FK: Tensor) -> Tensor:
         """ReLU(W3 k + b3) + k, [F, K]: what the last layer reads."""
-        return cast(Tensor, functional.relu(self.transform(keys_FK)) + keys_FK)
+        return functional.relu(self.transform(keys_FK)) + keys_FK
 
     def forward(self, keys_FK: Tensor) -> Tensor:
         """[F, K] to [F, P, D]."""
