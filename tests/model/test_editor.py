@@ -46,6 +46,7 @@ def test_keys_queries_prompts_and_sentinel_are_the_papers_formulas(similarity):
     editor = tiny_editor(similarity=similarity)
     torch.manual_seed(5)
     torch.nn.init.normal_(editor.query_head.project.weight)  # else both heads are the same
+    editor.prompt_encoder.scale.fill_(1.7)
     pooled = pooled_alone(editor, STATEMENTS)
     keys, queries = slow_head(editor.key_head, pooled), slow_head(editor.query_head, pooled)
     sentinel = slow_head(editor.key_head, editor.encoder.embed(editor.sentinel_SH[None]).detach().numpy())[0]
@@ -57,7 +58,7 @@ def test_keys_queries_prompts_and_sentinel_are_the_papers_formulas(similarity):
     else:
         queries = queries / math.sqrt(24)
     hidden = np.maximum(linear(editor.prompt_encoder.transform, prompted), 0) + prompted
-    prompts = linear(editor.prompt_encoder.project, hidden).reshape(len(STATEMENTS), 3, LLM_WIDTH)
+    prompts = 1.7 * linear(editor.prompt_encoder.project, hidden).reshape(len(STATEMENTS), 3, LLM_WIDTH)
 
     close = {"rtol": 1e-4, "atol": 1e-5}
     found_keys, found_prompts = editor.encode_facts(STATEMENTS)

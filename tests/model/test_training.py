@@ -11,7 +11,7 @@ from tiny_models import LLM_WIDTH, bert, tiny_editor, tiny_llm
 from recipe_ray.config import EditorConfig, LossWeights, Stage, TrainConfig
 from recipe_ray.errors import EditorError
 from recipe_ray.examples import EditExample
-from recipe_ray.model.training import JointTraining, make_optimizer
+from recipe_ray.model.training import RIDGE, JointTraining, make_optimizer, warm_start
 
 EDITORS = EditorConfig(llm="tiny", encoder="tiny")
 
@@ -185,6 +185,44 @@ def test_each_part_has_its_learning_rate_that_rises_and_falls():
         schedule.step()
     fall = [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]
     assert rates == pytest.approx([0.5, 1.0, *fall])
+
+
+@pytest.mark.parametrize("similarity", ["inner_product", "cosine"])
+def test_a_warm_start_is_the_ridge_regression_of_prompts_on_the_answers_tokens(similarity):
+    editor, llm = tiny_editor(similarity=similarity, num_virtual_tokens=2), tiny_llm("gemma")
+    editor.prompt_encoder.scale.fill_(0.3)
+    words = llm.embedding(torch.arange(259)).numpy()
+    answers = [llm.tokenize_answer(f" {one.target}") for one in BATCH]
+    assert [len(ids) for ids in answers] == [9, 17, 2]
+    keys, _ = editor.encode_facts([one.statement for one in BATCH])
+    keys *= np.sqrt(24) if similarity == "cosine" else 1
+    layer = editor.prompt_encoder.transform
+    hidden = np.maximum(keys @ layer.weight.detach().numpy().T + layer.bias.detach().numpy(), 0) + keys
+    inputs = np.concatenate([hidden, np.ones((3, 1))], 1)
+    wanted = np.stack([[words[ids[slot::2]].mean(0) for slot in range(2)] for ids in answers]).reshape(3, -1)
+    penalty = np.sqrt(RIDGE * 3) * np.eye(inputs.shape[1])
+    solution = np.linalg.lstsq(
+        np.concatenate([inputs, penalty]),
+        np.concatenate([wanted, np.zeros((len(penalty), wanted.shape[1]))]),
+        rcond=None,
+    )[0]
+    warm_start(editor, llm, BATCH)
+    _, prompts = editor.encode_facts([one.statement for one in BATCH])
+    np.testing.assert_allclose(prompts.reshape(3, -1), inputs @ solution, rtol=1e-3, atol=1e-3)
+    assert np.abs(prompts.reshape(3, -1) - wanted).max() < 0.5 * np.abs(wanted).max()
+
+
+def test_a_warm_start_aims_spare_virtual_tokens_at_the_mean_answer():
+    editor, llm = tiny_editor(num_virtual_tokens=4, key_width=64), tiny_llm()
+    editor.key_head.project.weight.data *= 30  # the fit is then all but exact
+    edits = [example("Ruritania", "E", "x", "y"), example("Borduria", "Pa", "x", "y")]
+    warm_start(editor, llm, edits)
+    answers = [llm.tokenize_answer(f" {one.target}") for one in edits]
+    mean = llm.embedding(torch.tensor([token for ids in answers for token in ids])).mean(0).numpy()
+    _, prompts = editor.encode_facts([one.statement for one in edits])
+    np.testing.assert_allclose(prompts[0, 2:], [mean, mean], atol=0.02)
+    np.testing.assert_allclose(prompts[1, 3], mean, atol=0.02)
+    np.testing.assert_allclose(prompts[1, :3], llm.embedding(torch.tensor(answers[1])).numpy(), atol=0.02)
 
 
 def test_an_editor_of_another_width_is_refused_with_both_widths():

@@ -1,0 +1,92 @@
+"""Which fact each editor puts before a question."""
+
+import numpy as np
+import pytest
+
+from recipe_ray.eval.cases import KINDS, Ask, EvalCase
+from recipe_ray.eval.editors import InContext, Recipe, Unedited
+
+NUM_CASES, KEY_WIDTH = 12, 5
+CASES = [
+    EvalCase(
+        fact_id=f"f{number}",
+        statement=f"The capital of {number} is X",
+        prompt=f"The capital of {number} is",
+        target="X",
+        generality_prompt=f"{number} has its capital in",
+        novel_prompt=f"The city that is capital of {number} is",
+        locality_prompt=f"The river of {number} is the",
+    )
+    for number in range(NUM_CASES)
+]
+
+
+def drawn(seed=0):
+    rng = np.random.default_rng(seed)
+    keys = rng.standard_normal((NUM_CASES, KEY_WIDTH)).astype(np.float32)
+    queries = {kind: (keys + rng.standard_normal(keys.shape)).astype(np.float32) for kind in KINDS}
+    return keys, rng.standard_normal(KEY_WIDTH).astype(np.float32), queries
+
+
+def brute_force(keys, sentinel, query, rows):
+    """The nearest of these rows if it is nearer than the sentinel, else -1; and the nearest either way."""
+    nearest = max(rows, key=lambda row: query @ keys[row])
+    return (nearest if query @ keys[nearest] > query @ sentinel else -1), nearest
+
+
+@pytest.mark.parametrize("num_edits", [1, 3, 4, 12])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_question_finds_the_nearest_fact_of_its_own_group_alone(kind, num_edits):
+    keys, sentinel, queries = drawn()
+    recipe = Recipe(CASES, keys_NK=keys, sentinel_K=sentinel, queries=queries)
+    found = recipe.retrieve(kind, num_edits)
+    for case in range(NUM_CASES):
+        start = case // num_edits * num_edits
+        applied, nearest = brute_force(keys, sentinel, queries[kind][case], range(start, start + num_edits))
+        assert (found.row_B[case], found.nearest_B[case]) == (applied, nearest)
+        assert found.score_B[case] == pytest.approx(queries[kind][case] @ keys[nearest], rel=1e-5)
+        assert found.sentinel_B[case] == pytest.approx(queries[kind][case] @ sentinel, rel=1e-5)
+    asks = recipe.asks(kind, num_edits)
+    assert asks == [Ask(case.question(kind), fact=int(row)) for case, row in zip(CASES, found.row_B, strict=True)]
+
+
+def test_retrieval_metrics_are_hand_counts():
+    keys, sentinel, queries = drawn()
+    metrics = Recipe(CASES, keys_NK=keys, sentinel_K=sentinel, queries=queries).retrieval_metrics(4)
+    facts, decisions = {}, {}
+    for kind in KINDS:
+        found = [
+            brute_force(keys, sentinel, queries[kind][case], range(case // 4 * 4, case // 4 * 4 + 4))
+            for case in range(NUM_CASES)
+        ]
+        right = [applied == (-1 if kind == "locality" else case) for case, (applied, _) in enumerate(found)]
+        decisions[kind] = sum(right) / NUM_CASES
+        if kind != "locality":
+            facts[kind] = sum(nearest == case for case, (_, nearest) in enumerate(found)) / NUM_CASES
+    assert metrics.pop("right_fact") == pytest.approx(sum(facts.values()) / 3)
+    assert metrics.pop("right_decision") == pytest.approx(sum(decisions.values()) / 4)
+    assert metrics == pytest.approx(
+        {f"right_fact_{kind}": share for kind, share in facts.items()}
+        | {f"right_decision_{kind}": share for kind, share in decisions.items()}
+    )
+    assert 0 < min(decisions.values()) <= max(decisions.values()) < 1  # else the counts above say little
+
+
+def test_a_tie_with_the_sentinel_applies_nothing():
+    keys, _, queries = drawn()
+    recipe = Recipe(
+        CASES[:1], keys_NK=keys[:1], sentinel_K=keys[0], queries={kind: queries[kind][:1] for kind in KINDS}
+    )
+    assert recipe.asks("reliability", 1) == [Ask(CASES[0].prompt)]
+
+
+def test_the_unedited_llm_reads_the_question_alone_and_the_in_context_one_the_statement_first():
+    for kind in KINDS:
+        assert Unedited(CASES).asks(kind, 4) == [Ask(case.question(kind)) for case in CASES]
+    asks = InContext(CASES, statement_end=".").asks("generality", 4)
+    assert asks[3] == Ask("The capital of 3 is X. 3 has its capital in")
+    assert {ask.fact for ask in asks} == {-1}
+
+
+def test_each_kind_has_its_question():
+    assert len({CASES[0].question(kind) for kind in KINDS}) == len(KINDS)
