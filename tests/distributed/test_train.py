@@ -2,10 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
-import signal
-import threading
-import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -47,33 +43,6 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
     assert again.before == report.before
     with pytest.raises(ConfigError, match="was begun with seed 0, not 5"):
         train(dataclasses.replace(config, seed=5), tmp_path)
-
-
-def kill_train_workers_at_first_checkpoint(folder, killed):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(folder.glob("checkpoint_*/state.pt")):
-        time.sleep(0.01)
-    for entry in Path("/proc").iterdir():
-        try:
-            title = (entry / "cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue
-        if entry.name.isdigit() and title.startswith(b"ray::") and b"RayTrainWorker" in title:
-            os.kill(int(entry.name), signal.SIGKILL)
-            killed.append(int(entry.name))
-
-
-def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
-    config = small(stages=(Stage(num_steps=30),), checkpoint_every=5)
-    undisturbed = train(config, tmp_path, run="undisturbed")
-    killed = []
-    killer = threading.Thread(target=kill_train_workers_at_first_checkpoint, args=(tmp_path / "killed", killed))
-    killer.start()
-    disturbed = train(config, tmp_path, run="killed")
-    killer.join()
-    assert killed
-    assert disturbed.num_steps_now < 30
-    assert disturbed.fingerprint == undisturbed.fingerprint
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster, tmp_path):
