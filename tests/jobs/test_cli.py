@@ -87,14 +87,20 @@ def test_a_fault_of_the_user_is_one_line_and_status_1(job):
     ],
     ids=["unknown", "no number", "no value", "stray"],
 )
-def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(job, flags, named):
+@pytest.mark.parametrize("output", ["plain", "utf-8", "terminal"])
+def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(job, monkeypatch, flags, named, output):
+    # tyro draws its box by what standard output is: in ASCII, in Unicode, or in Unicode and colours.
+    monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", output != "plain")
+    monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", output == "terminal")
     status, output, complaint = job(*flags)
     (line,) = complaint.splitlines()
     assert (status, output) == (2, "")
     assert line.startswith("error: ")
     assert line.endswith("; --help lists the flags")
     assert named in line
-    assert not set("╭│╰─╮╯") & set(line)
+    assert not set("╭│╰─╮╯\x1b") & set(line)
+    assert "---" not in line
+    assert "helptext" not in line
 
 
 @pytest.mark.parametrize("port", ["0", "http"])
