@@ -28,8 +28,11 @@ class Retrieval:
 def decide(
     nearest_B: npt.NDArray[np.int64], score_B: npt.NDArray[np.float32], sentinel_B: npt.NDArray[np.float32]
 ) -> Retrieval:
-    """Apply the sentinel: a fact is used only where it is strictly nearer than the sentinel, so a tie uses none."""
-    applied = (nearest_B != NO_FACT) & (score_B > sentinel_B)
+    """Apply the sentinel: a fact is used only where it is strictly nearer than the sentinel, so a tie uses none.
+
+    Where there is no nearest fact, `nearest_B` is NO_FACT already.
+    """
+    applied = score_B > sentinel_B
     return Retrieval(
         row_B=np.where(applied, nearest_B, NO_FACT), nearest_B=nearest_B, score_B=score_B, sentinel_B=sentinel_B
     )
