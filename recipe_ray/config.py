@@ -99,7 +99,7 @@ class EditorIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossWeights:
-    """Weights of the loss terms; 0 leaves a term out, and its forward pass with it.
+    """Weights of the loss terms; 0 leaves a term out. The LLM runs only where edit or locality has a weight.
 
     Attributes:
         neighbour: queries against their own key (both contrastive terms of the paper have weight 1).

@@ -13,7 +13,7 @@ def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor) -> Tens
 
     Args:
         logits_BAV: logits that predict each answer token.
-        answers_BA: int64 answer tokens; anything where the mask is 0.
+        answers_BA: int64 answer tokens; any token id where the mask is 0.
         mask_BA: 1 where an answer token stands.
     """
     nll_BA = functional.cross_entropy(logits_BAV.float().transpose(1, 2), answers_BA, reduction="none")
