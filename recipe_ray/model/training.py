@@ -93,35 +93,38 @@ class JointTraining(nn.Module):
     def _edit_losses(
         self, batch: Sequence[EditExample], prompts_BPD: Tensor, weights: LossWeights
     ) -> dict[str, Tensor]:
-        """Reliability, generality and locality rows go through the LLM as one padded batch."""
+        """All rows of the terms that have a weight go through the LLM as one padded batch."""
         llm, position = self.llm, self.editor.config.prompt_position
         num_virtual_tokens = self.editor.config.num_virtual_tokens
-        prompts = [
-            [getattr(example, name) for example in batch] for name in ("prompt", "generality_prompt", "locality_prompt")
-        ]
-        targets = [example.target for example in batch]
-        answers = [targets, targets, [example.locality_target for example in batch]]
-        prompt_ids = [llm.tokenize(text) for part in prompts for text in part]
-        answer_ids = [llm.tokenize_answer(f" {text}{self.answer_end}") for part in answers for text in part]
-        rows = [prompt + answer for prompt, answer in zip(prompt_ids, answer_ids, strict=True)]
+        rows: dict[str, list[tuple[str, str]]] = {}  # prompt and answer
+        if weights.edit:
+            rows["reliability"] = [(example.prompt, example.target) for example in batch]
+            rows["generality"] = [(example.generality_prompt, example.target) for example in batch]
+        if weights.locality:
+            rows["locality"] = [(example.locality_prompt, example.locality_target) for example in batch]
+        pairs = [pair for part in rows.values() for pair in part]
+        answer_ids = [llm.tokenize_answer(f" {answer}{self.answer_end}") for _, answer in pairs]
+        token_ids = [llm.tokenize(prompt) + ids for (prompt, _), ids in zip(pairs, answer_ids, strict=True)]
         aligned = _align(answer_ids, llm.device)
         num_answer_tokens = aligned.ids_BA.shape[1]
         logits = llm.answer_logits(
-            llm.pad(rows, [num_virtual_tokens] * len(rows), position),
-            prompts_BPD.repeat(3, 1, 1),
+            llm.pad(token_ids, [num_virtual_tokens] * len(token_ids), position),
+            prompts_BPD.repeat(len(rows), 1, 1),
             num_answer_tokens=num_answer_tokens,
         )
-        reliability, generality, locality = (slice(part * len(batch), (part + 1) * len(batch)) for part in range(3))
-        with torch.no_grad():
-            unedited = llm.answer_logits(
-                llm.pad(rows[locality], [0] * len(batch), position), None, num_answer_tokens=num_answer_tokens
-            )
-        ids, mask = aligned.ids_BA, aligned.mask_BA
-        return {
-            "reliability": weights.edit * answer_loss(logits[reliability], ids[reliability], mask[reliability]),
-            "generality": weights.edit * answer_loss(logits[generality], ids[generality], mask[generality]),
-            "locality": weights.locality * locality_loss(logits[locality], unedited, mask[locality]),
-        }
+        losses = {}
+        for number, name in enumerate(rows):
+            part = slice(number * len(batch), (number + 1) * len(batch))
+            if name == "locality":
+                with torch.no_grad():
+                    unedited = llm.answer_logits(
+                        llm.pad(token_ids[part], [0] * len(batch), position), None, num_answer_tokens=num_answer_tokens
+                    )
+                loss = weights.locality * locality_loss(logits[part], unedited, aligned.mask_BA[part])
+            else:
+                loss = weights.edit * answer_loss(logits[part], aligned.ids_BA[part], aligned.mask_BA[part])
+            losses[name] = loss
+        return losses
 
 
 @torch.no_grad()

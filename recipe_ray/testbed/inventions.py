@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from recipe_ray.testbed.names import NameModel
 from recipe_ray.testbed.world import Relation, World
 
-INVENTED_ANSWER_SHARE = 0.5  # of targets; the rest are real answers of the relation, as an editor's users give
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,9 @@ class Inventor:
             pass
         return InventedSubject(name, subject.relations)
 
-    def answer(self, relation: Relation, rng: random.Random) -> str:
+    def answer(self, relation: Relation, rng: random.Random, *, invented_share: float = 0.5) -> str:
         """A target: invented in the style of the relation's answers, or one of them."""
-        if rng.random() < INVENTED_ANSWER_SHARE:
+        if rng.random() < invented_share:
             return self._answer_names[relation.name].invent(rng)
         return rng.choice(self.real_answers[relation.name])
 

@@ -31,6 +31,7 @@ EDITS_PER_STEP = 96
 WARMUP_SHARE = 0.1
 MASK_SHARE = 0.15
 ANSWER_TOKENS = 6
+READ_WEIGHT = 2.0  # of the three the slowest to come, and what the editor's edit loss rests on
 TEMPERATURE_INIT = 0.05
 POOLING: tuple[Pooling, ...] = ("max", "min", "mean")
 
@@ -153,7 +154,7 @@ def pretrain(
             [example.target for example in batch],
         )
         optimizer.zero_grad()
-        torch.stack(tuple(losses.values())).sum().backward()
+        (losses["fill"] + losses["tell"] + READ_WEIGHT * losses["read"]).backward()
         torch.nn.utils.clip_grad_norm_(task.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -180,9 +181,9 @@ def main() -> None:
     parser.add_argument("--llm", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--continue-from", type=Path)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--log-every", type=int, default=50)
+    parser.add_argument("--log-every", type=int, default=100)
     args = parser.parse_args()
     print(pretrain(**vars(args)))
 

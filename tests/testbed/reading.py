@@ -2,25 +2,32 @@
 
 import functools
 
+from recipe_ray.testbed.edits import mixed_phrasings
 from recipe_ray.testbed.world import SUBJECT, load_world
 
 WORLD = load_world()
 TRAINED = [(relation.name, *text.split(SUBJECT)) for relation in WORLD.relations for text in relation.trained]
+MIXED = [
+    (relation.name, *text.split(SUBJECT))
+    for relation in WORLD.relations
+    for text in mixed_phrasings(relation, [other for other in WORLD.relations if other.kind == relation.kind])
+]
 NOVEL = [(relation.name, *text.split(SUBJECT)) for relation in WORLD.relations for text in relation.novel]
 
 
 @functools.cache
 def questions(prompt):
     """All (subject, relation) that a prompt can be read as; a name may begin or end with words of a phrasing."""
-    return frozenset(_read(prompt, TRAINED))
+    return frozenset(read_in(prompt, TRAINED + MIXED))
 
 
 def is_novel(prompt):
     """Whether the prompt is in words that are kept for the evaluation."""
-    return bool(_read(prompt, NOVEL))
+    return bool(read_in(prompt, NOVEL))
 
 
-def _read(prompt, phrasings):
+def read_in(prompt, phrasings):
+    """All (subject, relation) that a prompt can be in these phrasings."""
     return {
         (prompt[len(before) : len(prompt) - len(after)], name)
         for name, before, after in phrasings

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
-from reading import WORLD, is_novel, questions
+from reading import TRAINED, WORLD, is_novel, questions, read_in
 
-from recipe_ray.testbed.edits import EditStream
+from recipe_ray.testbed.edits import EditStream, mixed_phrasings
 
 NUM_BATCHES = 150
 BATCH_SIZE = 32
@@ -54,6 +54,27 @@ def test_no_locality_prompt_asks_what_its_batch_edits(batches):
         edited = set().union(*(questions(one.prompt) & questions(one.generality_prompt) for one in batch))
         for one in batch:
             assert not questions(one.locality_prompt) & edited, one.locality_prompt
+
+
+def test_a_mixed_phrasing_tells_its_relation_and_is_no_phrasing_already():
+    phrasings = {text for relation in WORLD.relations for text in relation.phrasings}
+    mixed_of = {}
+    for relation in WORLD.relations:
+        siblings = [other for other in WORLD.relations if other.kind == relation.kind]
+        mixed_of[relation.name] = mixed_phrasings(relation, siblings)
+        assert len(mixed_of[relation.name]) > 30
+    everything = [text for mixed in mixed_of.values() for text in mixed]
+    assert not set(everything) & phrasings
+    assert "In {subject} is called" not in everything  # of a capital, a currency, a language?
+    assert "What is the capital of {subject} is called" in mixed_of["country_capital"]
+
+
+def test_many_rephrasings_are_mixed_and_no_statement_is(batches):
+    examples = [one for batch in batches for one in batch]
+    assert all(read_in(one.prompt, TRAINED) for one in examples)
+    for name in ("generality_prompt", "locality_prompt"):
+        mixed = sum(not read_in(getattr(one, name), TRAINED) for one in examples)
+        assert 0.3 < mixed / len(examples) < 0.6
 
 
 def test_many_edits_are_hard_to_tell_apart(batches):
