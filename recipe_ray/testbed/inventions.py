@@ -10,7 +10,6 @@ from recipe_ray.testbed.names import NameModel
 from recipe_ray.testbed.world import Relation, World
 
 
-
 @dataclass(frozen=True, slots=True)
 class InventedSubject:
     """A subject that does not exist, with the relations that its kind has."""

@@ -2,9 +2,12 @@
 
 import dataclasses
 import hashlib
+import threading
+import time
 from importlib.resources import files
 from pathlib import Path
 
+import psutil
 import pytest
 
 from recipe_ray.config import LossWeights, Stage
@@ -43,6 +46,42 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
     assert again.before == report.before
     with pytest.raises(ConfigError, match="was begun with seed 0, not 5"):
         train(dataclasses.replace(config, seed=5), tmp_path)
+
+
+def own_train_workers():
+    """Train workers of this test's cluster, not of another one on the machine: descendants of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::") and "RayTrainWorker" in title:
+            found.append(process)
+    return found
+
+
+def kill_train_workers_at_second_checkpoint(folder, killed):
+    """The second: then the first one has been reported, not merely begun."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(folder.glob("checkpoint_*/state.pt"))) < 2:
+        time.sleep(0.01)
+    for process in own_train_workers():
+        process.kill()
+        killed.append(process.pid)
+
+
+def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
+    config = small(stages=(Stage(num_steps=40),), checkpoint_every=5)
+    undisturbed = train(config, tmp_path, run="undisturbed")
+    killed = []
+    killer = threading.Thread(target=kill_train_workers_at_second_checkpoint, args=(tmp_path / "killed", killed))
+    killer.start()
+    disturbed = train(config, tmp_path, run="killed")
+    killer.join()
+    assert killed
+    assert 0 < disturbed.num_steps_now < 40
+    assert disturbed.fingerprint == undisturbed.fingerprint
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster, tmp_path):
