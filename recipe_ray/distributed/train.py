@@ -19,7 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.errors import ConfigError, ModelError, OutputError, RecipeError
-from recipe_ray.model.editor import CARD_FILE, Editor, new_editor
+from recipe_ray.model.editor import CARD_FILE, new_editor
 from recipe_ray.model.encoder import model_type
 from recipe_ray.model.llm import llm_width, load_llm
 from recipe_ray.model.training import JointTraining, make_optimizer, warm_start
@@ -181,7 +181,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     llm = load_llm(config.editor.llm, str(device))
     editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
-    joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end)
+    joint = JointTraining(editor, llm, answer_end=config.answer_end, num_past_keys=config.num_past_keys).to(device)
     if config.num_warm_start and ray.train.get_checkpoint() is None:
         _warm_start(joint, config)
     # A stage without edit losses leaves the prompt encoder without gradient.
@@ -192,12 +192,12 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     training = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/{rank}")
     tuning = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/tuning")
 
-    first, before = _restore(editor, optimizer, schedule)
+    first, before = _restore(joint, optimizer, schedule)
     if before is None:
         before = evaluate(joint, tuning)
         if rank == 0:
             print(f"before: {describe(before)}", flush=True)
-    editor.train()
+    joint.train()
     started = time.monotonic()
     for step in range(first, config.num_steps):
         # Random numbers (dropout) depend on the step, not on the past: a resumed run draws what it would have drawn.
@@ -217,7 +217,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
             rate = (done - first) * config.batch_size * num_workers / (time.monotonic() - started)
             print(f"step {done}/{config.num_steps} {describe(metrics)} {rate:.0f} edits/s", flush=True)
         if done % config.checkpoint_every == 0 and done < config.num_steps:
-            _report(metrics, editor, optimizer, schedule, step=done, before=before, rank=rank)
+            _report(metrics, joint, optimizer, schedule, step=done, before=before, rank=rank)
     seconds = time.monotonic() - started
     after = evaluate(joint, tuning)
     if rank == 0:
@@ -230,7 +230,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         "num_steps_now": num_steps_now,
         "edits_per_s": num_steps_now * config.batch_size * num_workers / seconds if num_steps_now else 0.0,
     }
-    _report(final, editor, optimizer, schedule, step=config.num_steps, before=before, rank=rank)
+    _report(final, joint, optimizer, schedule, step=config.num_steps, before=before, rank=rank)
 
 
 def _warm_start(joint: JointTraining, config: TrainConfig) -> None:
@@ -258,7 +258,7 @@ def describe(metrics: dict[str, float]) -> str:
 
 def _report(
     metrics: dict[str, Any],
-    editor: Editor,
+    joint: JointTraining,
     optimizer: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LambdaLR,
     *,
@@ -271,10 +271,11 @@ def _report(
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        editor.save(Path(folder) / EDITOR_FOLDER, extra={"num_steps": step})
+        joint.editor.save(Path(folder) / EDITOR_FOLDER, extra={"num_steps": step})
         state = {
             "step": step,
             "before": before,
+            "past_keys": joint.past_keys.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
@@ -283,15 +284,16 @@ def _report(
 
 
 def _restore(
-    editor: Editor, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
+    joint: JointTraining, optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LambdaLR
 ) -> tuple[int, dict[str, float] | None]:
     """The next step and the metrics before training, from the run's last checkpoint, if there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0, None
     with checkpoint.as_directory() as folder:
-        editor.load_weights(Path(folder) / EDITOR_FOLDER)
+        joint.editor.load_weights(Path(folder) / EDITOR_FOLDER)
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
+    joint.past_keys.load_state_dict(state["past_keys"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return state["step"], state["before"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.examples import EditExample
 from recipe_ray.model.editor import Editor
+from recipe_ray.model.encoder import TextEncoder
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.losses import (
     answer_loss,
@@ -24,6 +25,7 @@ from recipe_ray.model.losses import (
 )
 
 RIDGE = 0.02  # beside features of unit size
+NUM_LENGTH_GROUPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +41,52 @@ class AnswerRows:
     mask_BA: Tensor
 
 
+class PastKeys(nn.Module):
+    """The newest keys of earlier steps, N at most: negatives that cost no encoding.
+
+    Not of the paper, after momentum contrast (arXiv 1911.05722, without its slow encoder: keys of some steps ago will
+    do). A batch has tens of keys and a table has thousands, so the nearest wrong key of a table lies nearer.
+    """
+
+    keys_NK: Tensor
+    num_seen: Tensor
+
+    def __init__(self, capacity: int, key_width: int) -> None:
+        super().__init__()
+        self.register_buffer("keys_NK", torch.zeros(capacity, key_width))
+        self.register_buffer("num_seen", torch.tensor(0))
+
+    def forward(self) -> Tensor:
+        """What is kept, [up to N, K]."""
+        return self.keys_NK[: int(self.num_seen)].clone()  # later steps write in place
+
+    def add(self, keys_BK: Tensor) -> None:
+        """Keep these keys in the place of the oldest."""
+        capacity = len(self.keys_NK)
+        if capacity:
+            newest = keys_BK.detach()[-capacity:].to(self.keys_NK.dtype)
+            places = (self.num_seen + torch.arange(len(newest), device=newest.device)) % capacity
+            self.keys_NK[places] = newest
+            self.num_seen += len(newest)
+
+
 class JointTraining(nn.Module):
     """Editor and frozen LLM as one module with one forward pass, as DistributedDataParallel wants it.
 
     The LLM is no submodule: its parameters are neither trained, nor synchronised, nor saved.
+
+    Args:
+        editor: what is trained.
+        llm: the LLM it is trained for.
+        answer_end: text behind every target.
+        num_past_keys: of `PastKeys`, which grow in training mode only.
     """
 
-    def __init__(self, editor: Editor, llm: FrozenLLM, *, answer_end: str) -> None:
+    def __init__(self, editor: Editor, llm: FrozenLLM, *, answer_end: str, num_past_keys: int = 0) -> None:
         super().__init__()
         llm.check_prompt_width(editor.llm_width)
         self.editor = editor
+        self.past_keys = PastKeys(num_past_keys, editor.config.key_width)
         self.answer_end = answer_end
         self._llm = (llm,)  # in a tuple, so that nn.Module does not look inside
 
@@ -65,24 +103,27 @@ class JointTraining(nn.Module):
             for name in ("statement", "prompt", "generality_prompt", "locality_prompt")
         )
         texts = statements + prompts + generality + locality
-        pooled = editor.encoder(*editor.encoder.pad(editor.encoder.tokenize(texts)))
+        pooled = _pooled(editor.encoder, texts)
         pooled_keys, pooled_queries = pooled[: len(batch)], pooled[len(batch) :]
         keys_BK = editor.keys(pooled_keys)
         reliability_BK, generality_BK, locality_BK = editor.queries(pooled_queries).chunk(3)
         sentinel_K = editor.sentinel()
         own_B = torch.arange(len(batch), device=keys_BK.device)
+        keys_FK = torch.cat([keys_BK, self.past_keys()])
+        if self.training:
+            self.past_keys.add(keys_BK)
 
         losses: dict[str, Tensor] = {}
         if weights.neighbour:
             losses["neighbour"] = weights.neighbour * (
-                neighbour_loss(reliability_BK, keys_BK, sentinel_K, own_B)
-                + neighbour_loss(generality_BK, keys_BK, sentinel_K, own_B)
+                neighbour_loss(reliability_BK, keys_FK, sentinel_K, own_B)
+                + neighbour_loss(generality_BK, keys_FK, sentinel_K, own_B)
             )
         if weights.sentinel:
             losses["sentinel"] = weights.sentinel * (
-                sentinel_loss_unrelated(locality_BK, keys_BK, sentinel_K)
-                + sentinel_loss_related(reliability_BK, keys_BK, sentinel_K, own_B)
-                + sentinel_loss_related(generality_BK, keys_BK, sentinel_K, own_B)
+                sentinel_loss_unrelated(locality_BK, keys_FK, sentinel_K)
+                + sentinel_loss_related(reliability_BK, keys_FK, sentinel_K, own_B)
+                + sentinel_loss_related(generality_BK, keys_FK, sentinel_K, own_B)
             )
         if weights.edit or weights.locality:
             losses |= self._edit_losses(batch, editor.prompts(keys_BK), weights)
@@ -178,6 +219,18 @@ def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.Ada
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.num_steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def _pooled(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    """Pooled vectors [B, C], texts of like length together: on a CPU padding costs as much as tokens do."""
+    token_ids = encoder.tokenize(texts)
+    order = sorted(range(len(texts)), key=lambda row: len(token_ids[row]))
+    num_groups = NUM_LENGTH_GROUPS if encoder.model.device.type == "cpu" else 1
+    size = math.ceil(len(texts) / num_groups)
+    groups = [[token_ids[row] for row in order[start : start + size]] for start in range(0, len(texts), size)]
+    pooled = torch.cat([encoder(*encoder.pad(group)) for group in groups])
+    place_of = {row: place for place, row in enumerate(order)}
+    return pooled[[place_of[row] for row in range(len(texts))]]
 
 
 def _align(answer_ids: Sequence[Sequence[int]], device: torch.device) -> AnswerRows:

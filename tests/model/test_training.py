@@ -55,7 +55,7 @@ def row_logits(llm, prompt, answer, prefix):
     return logits[-num - 1 : -1], llm.tokenize_answer(answer)
 
 
-def slow_losses(editor, llm, batch, answer_end):
+def slow_losses(editor, llm, batch, answer_end, past_keys=()):
     """All four terms, an edit, a token and a negative at a time, from the editor's own arrays."""
     keys, prompts = editor.encode_facts([one.statement for one in batch])
     sentinel = editor.identity().sentinel_K
@@ -70,11 +70,11 @@ def slow_losses(editor, llm, batch, answer_end):
 
     neighbour, sentinels = [], []
     for row in range(len(batch)):
-        others = [key for fact, key in enumerate(keys) if fact != row]
+        others = [*(key for fact, key in enumerate(keys) if fact != row), *past_keys]
         for name in ("prompt", "generality_prompt"):
             neighbour.append(contrast(queries[name][row], keys[row], [*others, sentinel]))
             sentinels.append(contrast(queries[name][row], sentinel, others))
-        sentinels.append(contrast(queries["locality_prompt"][row], sentinel, list(keys)))
+        sentinels.append(contrast(queries["locality_prompt"][row], sentinel, [*keys, *past_keys]))
 
     reliability, generality, locality = [], [], []
     for row, one in enumerate(batch):
@@ -104,6 +104,31 @@ def test_the_joint_loss_is_the_sum_of_slow_references(similarity, family, answer
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
     assert loss.item() == pytest.approx(sum(expected.values()), rel=1e-3)
+
+
+def test_past_keys_are_negatives_of_every_query_and_the_oldest_go_first():
+    editor, llm = tiny_editor(similarity="cosine"), tiny_llm()
+    joint = JointTraining(editor, llm, answer_end=".", num_past_keys=4)
+    earlier = [example(name, "Klow", "Utah", "Ohio") for name in ("Syldavia", "Freedonia", "Sylvania")]
+    first, _ = editor.encode_facts([one.statement for one in BATCH])
+    second, _ = editor.encode_facts([one.statement for one in earlier])
+    contrastive = LossWeights(edit=0, locality=0)
+    assert len(joint.past_keys()) == 0
+    joint.train()
+    joint(BATCH, contrastive)
+    np.testing.assert_allclose(joint.past_keys(), first, atol=1e-5)
+    joint(earlier, contrastive)
+    kept = [second[1], second[2], first[2], second[0]]  # the fourth place, then round again
+    np.testing.assert_allclose(joint.past_keys(), kept, atol=1e-5)
+    joint.eval()
+    _, metrics = joint(BATCH, contrastive)
+    expected = slow_losses(editor, llm, BATCH, ".", kept)
+    assert metrics["neighbour"] == pytest.approx(expected["neighbour"], rel=1e-3)
+    assert metrics["sentinel"] == pytest.approx(expected["sentinel"], rel=1e-3)
+    assert len(joint.past_keys()) == 4  # evaluation keeps nothing
+    again = JointTraining(editor, llm, answer_end=".", num_past_keys=4)
+    again.load_state_dict(joint.state_dict())
+    assert torch.equal(again.past_keys(), joint.past_keys())
 
 
 def test_weights_scale_their_terms_and_zero_leaves_them_out():
@@ -165,7 +190,8 @@ def test_no_parameter_of_the_llm_is_trained_or_saved_with_the_editor():
     optimized = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert not frozen & set(optimized)
     assert not frozen & {id(parameter) for parameter in joint.parameters()}
-    assert set(joint.state_dict()) == {f"editor.{name}" for name in editor.state_dict()}
+    saved = {f"editor.{name}" for name in editor.state_dict()}
+    assert set(joint.state_dict()) == saved | {"past_keys.keys_NK", "past_keys.num_seen"}
     # Every parameter of the editor, once.
     assert sorted(optimized) == sorted(id(parameter) for parameter in editor.parameters())
 
