@@ -146,8 +146,8 @@ class TrainConfig:
         prompt_lr: of the prompt encoder.
         num_warm_start: edits to whose answers' embeddings the prompt encoder is fitted, by least squares, before the
             first step (see `recipe_ray.model.training.warm_start`); 0 for the paper's cold start.
-        num_past_keys: keys of earlier steps that serve as negatives beside the batch's own (see
-            `recipe_ray.model.training.PastKeys`); 0 for the paper's losses.
+        split_queries: each step asks every other edit in its own words and the rest in other words, not each in both
+            as the paper does.
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
         max_grad_norm: gradients are scaled down to this norm.
         answer_end: text behind every target that the edited LLM must say too, so that answers end; empty for none.
@@ -166,7 +166,7 @@ class TrainConfig:
     head_lr: float = 1e-5
     prompt_lr: float = 1e-5
     num_warm_start: int = 0
-    num_past_keys: int = 0
+    split_queries: bool = False
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
     answer_end: str = ""
@@ -188,9 +188,8 @@ class TrainConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number")
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
-        for name in ("num_warm_start", "num_past_keys"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+        if self.num_warm_start < 0:
+            raise ConfigError(f"num_warm_start is {self.num_warm_start}; give 0 or more")
         if self.batch_size < 2:
             raise ConfigError("batch_size is 1; contrastive losses need other edits beside each, give 2 or more")
         if self.cpus_per_worker is not None and self.cpus_per_worker <= 0:

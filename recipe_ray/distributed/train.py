@@ -181,7 +181,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
     torch.manual_seed(config.seed)
     llm = load_llm(config.editor.llm, str(device))
     editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
-    joint = JointTraining(editor, llm, answer_end=config.answer_end, num_past_keys=config.num_past_keys).to(device)
+    joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end, split_queries=config.split_queries)
     if config.num_warm_start and ray.train.get_checkpoint() is None:
         _warm_start(joint, config)
     # A stage without edit losses leaves the prompt encoder without gradient.
@@ -275,7 +275,6 @@ def _report(
         state = {
             "step": step,
             "before": before,
-            "past_keys": joint.past_keys.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
         }
@@ -293,7 +292,6 @@ def _restore(
     with checkpoint.as_directory() as folder:
         joint.editor.load_weights(Path(folder) / EDITOR_FOLDER)
         state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", weights_only=True)
-    joint.past_keys.load_state_dict(state["past_keys"])
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return state["step"], state["before"]

@@ -4,7 +4,7 @@ Shape letters: B edits, T tokens, A answer length, K key width, P virtual tokens
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,35 +41,6 @@ class AnswerRows:
     mask_BA: Tensor
 
 
-class PastKeys(nn.Module):
-    """The newest keys of earlier steps, N at most: negatives that cost no encoding.
-
-    Not of the paper, after momentum contrast (arXiv 1911.05722, without its slow encoder: keys of some steps ago will
-    do). A batch has tens of keys and a table has thousands, so the nearest wrong key of a table lies nearer.
-    """
-
-    keys_NK: Tensor
-    num_seen: Tensor
-
-    def __init__(self, capacity: int, key_width: int) -> None:
-        super().__init__()
-        self.register_buffer("keys_NK", torch.zeros(capacity, key_width))
-        self.register_buffer("num_seen", torch.tensor(0))
-
-    def forward(self) -> Tensor:
-        """What is kept, [up to N, K]."""
-        return self.keys_NK[: int(self.num_seen)].clone()  # later steps write in place
-
-    def add(self, keys_BK: Tensor) -> None:
-        """Keep these keys in the place of the oldest."""
-        capacity = len(self.keys_NK)
-        if capacity:
-            newest = keys_BK.detach()[-capacity:].to(self.keys_NK.dtype)
-            places = (self.num_seen + torch.arange(len(newest), device=newest.device)) % capacity
-            self.keys_NK[places] = newest
-            self.num_seen += len(newest)
-
-
 class JointTraining(nn.Module):
     """Editor and frozen LLM as one module with one forward pass, as DistributedDataParallel wants it.
 
@@ -79,14 +50,15 @@ class JointTraining(nn.Module):
         editor: what is trained.
         llm: the LLM it is trained for.
         answer_end: text behind every target.
-        num_past_keys: of `PastKeys`, which grow in training mode only.
+        split_queries: ask every other edit in its own words and the rest in other words, not each in both. A step then
+            takes twice the edits in the same time, and each has twice the negatives.
     """
 
-    def __init__(self, editor: Editor, llm: FrozenLLM, *, answer_end: str, num_past_keys: int = 0) -> None:
+    def __init__(self, editor: Editor, llm: FrozenLLM, *, answer_end: str, split_queries: bool = False) -> None:
         super().__init__()
         llm.check_prompt_width(editor.llm_width)
         self.editor = editor
-        self.past_keys = PastKeys(num_past_keys, editor.config.key_width)
+        self.split_queries = split_queries
         self.answer_end = answer_end
         self._llm = (llm,)  # in a tuple, so that nn.Module does not look inside
 
@@ -98,68 +70,77 @@ class JointTraining(nn.Module):
     def forward(self, batch: Sequence[EditExample], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses whose weight is not 0, and each of them with the batch's accuracies."""
         editor = self.editor
-        statements, prompts, generality, locality = (
-            [getattr(example, name) for example in batch]
-            for name in ("statement", "prompt", "generality_prompt", "locality_prompt")
+        # Questions about edits, each with the row of its edit.
+        asked = {
+            "reliability": [(row, example.prompt) for row, example in enumerate(batch)],
+            "generality": [(row, example.generality_prompt) for row, example in enumerate(batch)],
+        }
+        if self.split_queries:
+            asked = {name: questions[place::2] for place, (name, questions) in enumerate(asked.items())}
+        texts = [example.statement for example in batch]
+        texts += [prompt for part in asked.values() for _, prompt in part]
+        texts += [example.locality_prompt for example in batch]
+        pooled_keys, *pooled_queries, pooled_locality = _pooled(editor.encoder, texts).split(
+            [len(batch), *map(len, asked.values()), len(batch)]
         )
-        texts = statements + prompts + generality + locality
-        pooled = _pooled(editor.encoder, texts)
-        pooled_keys, pooled_queries = pooled[: len(batch)], pooled[len(batch) :]
         keys_BK = editor.keys(pooled_keys)
-        reliability_BK, generality_BK, locality_BK = editor.queries(pooled_queries).chunk(3)
+        queries = {name: editor.queries(pooled) for name, pooled in zip(asked, pooled_queries, strict=True)}
+        own = {name: torch.tensor([row for row, _ in part], device=keys_BK.device) for name, part in asked.items()}
+        locality_BK = editor.queries(pooled_locality)
         sentinel_K = editor.sentinel()
-        own_B = torch.arange(len(batch), device=keys_BK.device)
-        keys_FK = torch.cat([keys_BK, self.past_keys()])
-        if self.training:
-            self.past_keys.add(keys_BK)
 
         losses: dict[str, Tensor] = {}
         if weights.neighbour:
-            losses["neighbour"] = weights.neighbour * (
-                neighbour_loss(reliability_BK, keys_FK, sentinel_K, own_B)
-                + neighbour_loss(generality_BK, keys_FK, sentinel_K, own_B)
-            )
+            terms = [neighbour_loss(queries[name], keys_BK, sentinel_K, own[name]) for name in asked]
+            losses["neighbour"] = weights.neighbour * torch.stack(terms).sum()
         if weights.sentinel:
-            losses["sentinel"] = weights.sentinel * (
-                sentinel_loss_unrelated(locality_BK, keys_FK, sentinel_K)
-                + sentinel_loss_related(reliability_BK, keys_FK, sentinel_K, own_B)
-                + sentinel_loss_related(generality_BK, keys_FK, sentinel_K, own_B)
-            )
+            terms = [sentinel_loss_related(queries[name], keys_BK, sentinel_K, own[name]) for name in asked]
+            terms.append(sentinel_loss_unrelated(locality_BK, keys_BK, sentinel_K))
+            losses["sentinel"] = weights.sentinel * torch.stack(terms).sum()
         if weights.edit or weights.locality:
-            losses |= self._edit_losses(batch, editor.prompts(keys_BK), weights)
+            losses |= self._edit_losses(batch, asked, editor.prompts(keys_BK), weights)
         metrics = {name: loss.item() for name, loss in losses.items()}
-        metrics |= _accuracies(generality_BK, locality_BK, keys_BK, sentinel_K, own_B)
+        metrics |= _accuracies(queries["generality"], locality_BK, keys_BK, sentinel_K, own["generality"])
         return torch.stack(list(losses.values())).sum(), metrics
 
     def _edit_losses(
-        self, batch: Sequence[EditExample], prompts_BPD: Tensor, weights: LossWeights
+        self,
+        batch: Sequence[EditExample],
+        asked: Mapping[str, Sequence[tuple[int, str]]],
+        prompts_BPD: Tensor,
+        weights: LossWeights,
     ) -> dict[str, Tensor]:
         """All rows of the terms that have a weight go through the LLM as one padded batch."""
         llm, position = self.llm, self.editor.config.prompt_position
         num_virtual_tokens = self.editor.config.num_virtual_tokens
-        rows: dict[str, list[tuple[str, str]]] = {}  # prompt and answer
+        parts: dict[str, list[tuple[int, str, str]]] = {}  # the edit, a question, its answer
         if weights.edit:
-            rows["reliability"] = [(example.prompt, example.target) for example in batch]
-            rows["generality"] = [(example.generality_prompt, example.target) for example in batch]
+            for name, questions in asked.items():
+                parts[name] = [(row, question, batch[row].target) for row, question in questions]
         if weights.locality:
-            rows["locality"] = [(example.locality_prompt, example.locality_target) for example in batch]
-        pairs = [pair for part in rows.values() for pair in part]
-        answer_ids = [llm.tokenize_answer(f" {answer}{self.answer_end}") for _, answer in pairs]
-        token_ids = [llm.tokenize(prompt) + ids for (prompt, _), ids in zip(pairs, answer_ids, strict=True)]
+            parts["locality"] = [
+                (row, example.locality_prompt, example.locality_target) for row, example in enumerate(batch)
+            ]
+        rows = [row for part in parts.values() for row in part]
+        answer_ids = [llm.tokenize_answer(f" {answer}{self.answer_end}") for _, _, answer in rows]
+        token_ids = [llm.tokenize(prompt) + ids for (_, prompt, _), ids in zip(rows, answer_ids, strict=True)]
         aligned = _align(answer_ids, llm.device)
         num_answer_tokens = aligned.ids_BA.shape[1]
         logits = llm.answer_logits(
-            llm.pad(token_ids, [num_virtual_tokens] * len(token_ids), position),
-            prompts_BPD.repeat(len(rows), 1, 1),
+            llm.pad(token_ids, [num_virtual_tokens] * len(rows), position),
+            prompts_BPD[[row for row, _, _ in rows]],
             num_answer_tokens=num_answer_tokens,
         )
         losses = {}
-        for number, name in enumerate(rows):
-            part = slice(number * len(batch), (number + 1) * len(batch))
+        end = 0
+        for name, of_part in parts.items():
+            part = slice(end, end := end + len(of_part))
             if name == "locality":
                 with torch.no_grad():
                     unedited = llm.answer_logits(
-                        llm.pad(token_ids[part], [0] * len(batch), position), None, num_answer_tokens=num_answer_tokens
+                        llm.pad(token_ids[part], [0] * len(of_part), position),
+                        None,
+                        num_answer_tokens=num_answer_tokens,
                     )
                 loss = weights.locality * locality_loss(logits[part], unedited, aligned.mask_BA[part])
             else:
@@ -174,7 +155,8 @@ def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) 
 
     Not of the paper. Through a frozen LLM the edit loss alone stands still for hundreds of steps, until the prompts
     carry something of the answer; this start takes seconds. Answer token a is dealt to virtual token a mod P, which
-    aims at the mean of its tokens; a virtual token that is dealt none aims at the mean over all answers.
+    aims at the mean of its tokens, each of half the weight of the one before, so that their order shows; a virtual
+    token that is dealt none aims at the mean over all answers.
     """
     encoder = editor.prompt_encoder
     num_virtual_tokens = encoder.shape[0]
@@ -187,7 +169,9 @@ def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) 
     wanted_FPD = mean_D.repeat(len(examples), num_virtual_tokens, 1)
     for row, ids in enumerate(answers):
         for slot in range(min(num_virtual_tokens, len(ids))):
-            wanted_FPD[row, slot] = torch.stack([embedding[token] for token in ids[slot::num_virtual_tokens]]).mean(0)
+            dealt = torch.stack([embedding[token] for token in ids[slot::num_virtual_tokens]])
+            weights = 0.5 ** torch.arange(len(dealt), device=dealt.device)
+            wanted_FPD[row, slot] = weights @ dealt / weights.sum()
     ones_F1 = torch.ones(len(examples), 1, device=editor.device)
     inputs = torch.cat([features_FK, ones_F1], 1).double()
     ridge = RIDGE * len(examples) * torch.eye(inputs.shape[1], device=editor.device, dtype=torch.double)

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recipe_ray.testbed.inventions import Inventor
+from recipe_ray.testbed.wording import Wording, phrase
 from recipe_ray.testbed.world import Relation, World, WorldEdit
 
 MAX_STATEMENTS = 3
 NUM_CLAIMS = (1, 1, 1, 2, 2, 3)  # of a context document; most state one thing, the easiest to follow
 MAX_USES = 2
+MIXED_SHARE = 0.3  # of the uses: half in one phrasing and half in another, see Wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,7 @@ class Corpus:
     def __init__(self, world: World, edits: tuple[WorldEdit, ...], *, seed: int) -> None:
         self.world = world
         self.inventor = Inventor(world)
+        self.mixed = Wording(world).mixed
         self.rng = random.Random(seed)
         self.edited = {(edit.fact.subject, edit.fact.relation.name, edit.target) for edit in edits}
         self.context_share = 0.0
@@ -75,7 +78,9 @@ class Corpus:
             subject, relation, answer, known = self._claim()
             stated, *used = rng.sample(relation.trained, 1 + rng.randint(1, MAX_USES))
             document.append(Sentence(phrase(stated, subject), answer, foreseeable=known))
-            uses += [Sentence(phrase(use, subject), answer, foreseeable=True) for use in used]
+            for use in used:
+                words = rng.choice(self.mixed[relation.name]) if rng.random() < MIXED_SHARE else use
+                uses.append(Sentence(phrase(words, subject), answer, foreseeable=True))
         if rng.random() < 0.3:
             uses.append(self.plain_statement())
         rng.shuffle(uses)
@@ -95,8 +100,3 @@ class Corpus:
             answer = self.inventor.answer(fact.relation, rng)
             if (fact.subject, fact.relation.name, answer) not in self.edited:
                 return fact.subject, fact.relation, answer, False
-
-
-def phrase(phrasing: str, subject: str) -> str:
-    """A phrasing about a subject."""
-    return phrasing.replace("{subject}", subject)

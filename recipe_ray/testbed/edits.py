@@ -1,18 +1,17 @@
 """Counterfactual edits of invented subjects: what the testbed's editor trains on."""
 
 import random
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recipe_ray.examples import EditExample
-from recipe_ray.testbed.corpus import phrase
 from recipe_ray.testbed.inventions import InventedSubject, Inventor
-from recipe_ray.testbed.world import SUBJECT, Relation, World
+from recipe_ray.testbed.wording import Wording, phrase
+from recipe_ray.testbed.world import Relation, World
 
 NEIGHBOUR_SHARE = 0.5  # of subjects that come with a twin whose name differs in one letter
 INVENTED_ANSWER_SHARE = 0.25  # of targets; the rest are real answers of the relation, as an editor's users give
-MIXED_SHARE = 0.5  # of questions, but for the statement's own: half of one phrasing and half of another
+GARBLED_SHARE = 0.5  # of questions, but for the statement's own; see Wording
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,7 @@ class EditStream:
 
     def __init__(self, world: World, *, batch_size: int, seed: str) -> None:
         self.inventor = Inventor(world)
-        self.mixed = {
-            relation.name: mixed_phrasings(relation, relations)
-            for relations in self.inventor.relations_of_kind.values()
-            for relation in relations
-        }
+        self.wording = Wording(world)
         self.batch_size = batch_size
         self.seed = seed
 
@@ -99,27 +94,9 @@ class EditStream:
         )
 
     def _reworded(self, question: _Question, phrasing: str, rng: random.Random) -> str:
-        mixed = self.mixed[question.relation.name]
-        if mixed and rng.random() < MIXED_SHARE:
-            phrasing = rng.choice(mixed)
+        if rng.random() < GARBLED_SHARE:
+            phrasing = self.wording.garbled(question.relation, rng)
         return phrase(phrasing, question.subject.name)
 
     def _answer(self, relation: Relation, rng: random.Random) -> str:
         return self.inventor.answer(relation, rng, invented_share=INVENTED_ANSWER_SHARE)
-
-
-def mixed_phrasings(relation: Relation, siblings: Sequence[Relation]) -> tuple[str, ...]:
-    """What stands before the subject in one trained phrasing and after it in another, where that tells the relation.
-
-    No sentence that anybody would write; but from ten phrasings an encoder learns ten phrasings, not what their words
-    mean. Left out is what holds no word of its own relation among those of its kind, and what is a phrasing already.
-    """
-    others = {word for other in siblings if other is not relation for text in other.trained for word in _words(text)}
-    telling = {word for text in relation.trained for word in _words(text)} - others
-    halves = [text.split(SUBJECT) for text in relation.trained]
-    mixed = {before + SUBJECT + after for before, _ in halves for _, after in halves} - set(relation.phrasings)
-    return tuple(sorted(text for text in mixed if _words(text) & telling))
-
-
-def _words(phrasing: str) -> set[str]:
-    return set(re.findall(r"[a-z]{4,}", phrasing.replace(SUBJECT, "").lower()))

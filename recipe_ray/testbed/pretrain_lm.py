@@ -21,8 +21,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from recipe_ray.config import TESTBED
 from recipe_ray.model.llm import FrozenLLM
-from recipe_ray.testbed.corpus import Corpus, Sentence, phrase
+from recipe_ray.testbed.corpus import Corpus, Sentence
 from recipe_ray.testbed.tokenizer import train_tokenizer
+from recipe_ray.testbed.wording import phrase
 from recipe_ray.testbed.world import World, WorldEdit, counterfactual_edits, load_world
 
 SEED = 20261

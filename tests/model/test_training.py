@@ -55,7 +55,7 @@ def row_logits(llm, prompt, answer, prefix):
     return logits[-num - 1 : -1], llm.tokenize_answer(answer)
 
 
-def slow_losses(editor, llm, batch, answer_end, past_keys=()):
+def slow_losses(editor, llm, batch, answer_end, split=False):
     """All four terms, an edit, a token and a negative at a time, from the editor's own arrays."""
     keys, prompts = editor.encode_facts([one.statement for one in batch])
     sentinel = editor.identity().sentinel_K
@@ -68,67 +68,46 @@ def slow_losses(editor, llm, batch, answer_end, past_keys=()):
         wanted = np.exp(np.float64(query @ right))
         return -np.log(wanted / (wanted + sum(np.exp(np.float64(query @ key)) for key in negatives)))
 
-    neighbour, sentinels = [], []
-    for row in range(len(batch)):
-        others = [*(key for fact, key in enumerate(keys) if fact != row), *past_keys]
+    terms = {name: ([], [], []) for name in ("prompt", "generality_prompt", "locality_prompt")}
+    for row, one in enumerate(batch):
+        others = [key for fact, key in enumerate(keys) if fact != row]
         for name in ("prompt", "generality_prompt"):
+            if split and (name == "prompt") == bool(row % 2):
+                continue
+            neighbour, sentinels, surprises = terms[name]
             neighbour.append(contrast(queries[name][row], keys[row], [*others, sentinel]))
             sentinels.append(contrast(queries[name][row], sentinel, others))
-        sentinels.append(contrast(queries["locality_prompt"][row], sentinel, [*keys, *past_keys]))
+            logits, answer = row_logits(llm, getattr(one, name), f" {one.target}{answer_end}", prompts[row])
+            surprises += [surprise(logits[place], token) for place, token in enumerate(answer)]
+        terms["locality_prompt"][1].append(contrast(queries["locality_prompt"][row], sentinel, list(keys)))
 
-    reliability, generality, locality = [], [], []
+    locality = []
     for row, one in enumerate(batch):
-        for terms, prompt in ((reliability, one.prompt), (generality, one.generality_prompt)):
-            logits, answer = row_logits(llm, prompt, f" {one.target}{answer_end}", prompts[row])
-            terms += [surprise(logits[place], token) for place, token in enumerate(answer)]
         answer = f" {one.locality_target}{answer_end}"
         edited, _ = row_logits(llm, one.locality_prompt, answer, prompts[row])
         unedited, _ = row_logits(llm, one.locality_prompt, answer, None)
         for got, kept in zip(edited.double().log_softmax(-1), unedited.double().log_softmax(-1), strict=True):
             locality.append(float((kept.exp() * (kept - got)).sum()))
     return {
-        "neighbour": sum(neighbour) / len(batch),
-        "sentinel": sum(sentinels) / len(batch),
-        "reliability": np.mean(reliability),
-        "generality": np.mean(generality),
+        "neighbour": sum(np.mean(terms[name][0]) for name in ("prompt", "generality_prompt")),
+        "sentinel": sum(np.mean(sentinels) for _, sentinels, _ in terms.values()),
+        "reliability": np.mean(terms["prompt"][2]),
+        "generality": np.mean(terms["generality_prompt"][2]),
         "locality": np.mean(locality),
     }
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("answer_end", ["", "."])
 @pytest.mark.parametrize(("similarity", "family"), [("inner_product", "llama"), ("cosine", "gpt2")])
-def test_the_joint_loss_is_the_sum_of_slow_references(similarity, family, answer_end):
+def test_the_joint_loss_is_the_sum_of_slow_references(similarity, family, answer_end, split):
     editor, llm = tiny_editor(similarity=similarity), tiny_llm(family)
-    loss, metrics = JointTraining(editor, llm, answer_end=answer_end)(BATCH, LossWeights())
-    expected = slow_losses(editor, llm, BATCH, answer_end)
+    joint = JointTraining(editor, llm, answer_end=answer_end, split_queries=split)
+    loss, metrics = joint(BATCH, LossWeights())
+    expected = slow_losses(editor, llm, BATCH, answer_end, split)
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-3), name
     assert loss.item() == pytest.approx(sum(expected.values()), rel=1e-3)
-
-
-def test_past_keys_are_negatives_of_every_query_and_the_oldest_go_first():
-    editor, llm = tiny_editor(similarity="cosine"), tiny_llm()
-    joint = JointTraining(editor, llm, answer_end=".", num_past_keys=4)
-    earlier = [example(name, "Klow", "Utah", "Ohio") for name in ("Syldavia", "Freedonia", "Sylvania")]
-    first, _ = editor.encode_facts([one.statement for one in BATCH])
-    second, _ = editor.encode_facts([one.statement for one in earlier])
-    contrastive = LossWeights(edit=0, locality=0)
-    assert len(joint.past_keys()) == 0
-    joint.train()
-    joint(BATCH, contrastive)
-    np.testing.assert_allclose(joint.past_keys(), first, atol=1e-5)
-    joint(earlier, contrastive)
-    kept = [second[1], second[2], first[2], second[0]]  # the fourth place, then round again
-    np.testing.assert_allclose(joint.past_keys(), kept, atol=1e-5)
-    joint.eval()
-    _, metrics = joint(BATCH, contrastive)
-    expected = slow_losses(editor, llm, BATCH, ".", kept)
-    assert metrics["neighbour"] == pytest.approx(expected["neighbour"], rel=1e-3)
-    assert metrics["sentinel"] == pytest.approx(expected["sentinel"], rel=1e-3)
-    assert len(joint.past_keys()) == 4  # evaluation keeps nothing
-    again = JointTraining(editor, llm, answer_end=".", num_past_keys=4)
-    again.load_state_dict(joint.state_dict())
-    assert torch.equal(again.past_keys(), joint.past_keys())
 
 
 def test_weights_scale_their_terms_and_zero_leaves_them_out():
@@ -190,8 +169,7 @@ def test_no_parameter_of_the_llm_is_trained_or_saved_with_the_editor():
     optimized = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert not frozen & set(optimized)
     assert not frozen & {id(parameter) for parameter in joint.parameters()}
-    saved = {f"editor.{name}" for name in editor.state_dict()}
-    assert set(joint.state_dict()) == saved | {"past_keys.keys_NK", "past_keys.num_seen"}
+    assert set(joint.state_dict()) == {f"editor.{name}" for name in editor.state_dict()}
     # Every parameter of the editor, once.
     assert sorted(optimized) == sorted(id(parameter) for parameter in editor.parameters())
 
@@ -225,7 +203,11 @@ def test_a_warm_start_is_the_ridge_regression_of_prompts_on_the_answers_tokens(s
     layer = editor.prompt_encoder.transform
     hidden = np.maximum(keys @ layer.weight.detach().numpy().T + layer.bias.detach().numpy(), 0) + keys
     inputs = np.concatenate([hidden, np.ones((3, 1))], 1)
-    wanted = np.stack([[words[ids[slot::2]].mean(0) for slot in range(2)] for ids in answers]).reshape(3, -1)
+
+    def dealt(ids):
+        return np.average(words[ids], axis=0, weights=[0.5**place for place in range(len(ids))])
+
+    wanted = np.stack([[dealt(ids[slot::2]) for slot in range(2)] for ids in answers]).reshape(3, -1)
     penalty = np.sqrt(RIDGE * 3) * np.eye(inputs.shape[1])
     solution = np.linalg.lstsq(
         np.concatenate([inputs, penalty]),
