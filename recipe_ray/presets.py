@@ -10,17 +10,19 @@ def testbed() -> TrainConfig:
     """The embedded default: an editor for the shipped LM, some minutes on 2 cores.
 
     The continuous prompt stands behind BOS: the shipped LM learned that a text's start closes what came before. The
-    sentinel comes last, when keys and prompts have settled: with it from the start, both stand still for long.
+    sentinel's weight rises late, when there is something to tell it from. The locality term is left out: with it, a
+    wrongly applied prompt gave the unedited answer no more often, and each step took a third longer.
     """
     return TrainConfig(
         editor=EditorConfig(
             llm=TESTBED, encoder=TESTBED, key_width=512, similarity="cosine", prompt_position="after_bos"
         ),
         stages=(
-            Stage(num_steps=450, weights=LossWeights(sentinel=0)),
-            Stage(num_steps=300),
+            Stage(num_steps=600, weights=LossWeights(sentinel=0.5, locality=0)),
+            Stage(num_steps=250, weights=LossWeights(locality=0)),
         ),
-        batch_size=32,
+        batch_size=64,
+        split_queries=True,
         encoder_lr=3e-4,
         head_lr=1e-3,
         prompt_lr=1e-3,
