@@ -155,7 +155,7 @@ class TrainConfig:
         num_workers: data-parallel workers of one training.
         cpus_per_worker: CPUs a worker reserves and computes with; None shares out what the cluster has.
         device: auto, cpu or cuda.
-        log_every: steps between two reports of the metrics.
+        log_every: steps between two reports of the metrics, each their mean since the last.
         checkpoint_every: steps between two checkpoints.
     """
 
@@ -174,7 +174,7 @@ class TrainConfig:
     num_workers: int = 1
     cpus_per_worker: float | None = None
     device: str = "auto"
-    log_every: int = 10
+    log_every: int = 25
     checkpoint_every: int = 200
 
     def __post_init__(self) -> None:

@@ -4,8 +4,10 @@ import dataclasses
 import json
 import math
 import os
+import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -199,6 +201,7 @@ def _train_worker(arguments: dict[str, Any]) -> None:
             print(f"before: {describe(before)}", flush=True)
     joint.train()
     started = time.monotonic()
+    recent: list[dict[str, float]] = []
     for step in range(first, config.num_steps):
         # Random numbers (dropout) depend on the step, not on the past: a resumed run draws what it would have drawn.
         torch.manual_seed(config.seed + step * num_workers + rank)
@@ -213,9 +216,12 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         optimizer.step()
         schedule.step()
         done = step + 1
-        if rank == 0 and done % config.log_every == 0:
-            rate = (done - first) * config.batch_size * num_workers / (time.monotonic() - started)
-            print(f"step {done}/{config.num_steps} {describe(metrics)} {rate:.0f} edits/s", flush=True)
+        recent.append(metrics)
+        if done % config.log_every == 0:
+            if rank == 0:
+                rate = (done - first) * config.batch_size * num_workers / (time.monotonic() - started)
+                print(f"step {done}/{config.num_steps} {describe(_mean(recent))} {rate:.0f} edits/s", flush=True)
+            recent.clear()
         if done % config.checkpoint_every == 0 and done < config.num_steps:
             _report(metrics, joint, optimizer, schedule, step=done, before=before, rank=rank)
     seconds = time.monotonic() - started
@@ -243,12 +249,13 @@ def _warm_start(joint: JointTraining, config: TrainConfig) -> None:
 def evaluate(joint: JointTraining, stream: EditStream) -> dict[str, float]:
     """Mean losses and accuracies over tuning batches, all losses at weight 1."""
     joint.eval()
-    totals: dict[str, float] = {}
-    for number in range(NUM_TUNING_BATCHES):
-        _, metrics = joint(stream.batch(number), LossWeights())
-        for name, value in metrics.items():
-            totals[name] = totals.get(name, 0.0) + value / NUM_TUNING_BATCHES
-    return totals
+    return _mean([joint(stream.batch(number), LossWeights())[1] for number in range(NUM_TUNING_BATCHES)])
+
+
+def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric; steps of two stages may not have the same ones."""
+    names = dict.fromkeys(name for one in metrics for name in one)
+    return {name: statistics.fmean(one[name] for one in metrics if name in one) for name in names}
 
 
 def describe(metrics: dict[str, float]) -> str:
