@@ -61,10 +61,11 @@ def own_train_workers():
     return found
 
 
-def kill_train_workers_at_second_checkpoint(folder, killed):
-    """The second: then the first one has been reported, not merely begun."""
+def kill_train_workers_after_first_checkpoint(folder, killed):
+    """After the controller has taken note of it: it polls every two seconds, and until then starts from nothing."""
+    noted = folder / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(folder.glob("checkpoint_*/state.pt"))) < 2:
+    while time.monotonic() < deadline and not (noted.exists() and "checkpoint_dir_name" in noted.read_text()):
         time.sleep(0.01)
     for process in own_train_workers():
         process.kill()
@@ -72,15 +73,15 @@ def kill_train_workers_at_second_checkpoint(folder, killed):
 
 
 def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
-    config = small(stages=(Stage(num_steps=40),), checkpoint_every=5)
+    config = small(stages=(Stage(num_steps=20),), checkpoint_every=4)
     undisturbed = train(config, tmp_path, run="undisturbed")
     killed = []
-    killer = threading.Thread(target=kill_train_workers_at_second_checkpoint, args=(tmp_path / "killed", killed))
+    killer = threading.Thread(target=kill_train_workers_after_first_checkpoint, args=(tmp_path / "killed", killed))
     killer.start()
     disturbed = train(config, tmp_path, run="killed")
     killer.join()
     assert killed
-    assert 0 < disturbed.num_steps_now < 40
+    assert 0 < disturbed.num_steps_now < 20
     assert disturbed.fingerprint == undisturbed.fingerprint
 
 
