@@ -25,7 +25,7 @@ from jobs.ingest import describe as describe_ingest
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestConfig, IngestReport, ingest
-from recipe_ray.distributed.train import TrainReport, describe, train_editor
+from recipe_ray.distributed.train import TrainArgs, TrainReport, describe, train_editor
 from recipe_ray.errors import ServiceError
 from recipe_ray.eval.cases import KINDS, EvalCase
 from recipe_ray.eval.editors import Editor, InContext, Recipe, Unedited
@@ -33,7 +33,6 @@ from recipe_ray.eval.protocol import STOP, Reader, evaluate
 from recipe_ray.eval.testbed import dump_records, testbed_cases
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
-from recipe_ray.presets import preset
 from recipe_ray.store.table import read_snapshot
 from serving.local import serving
 from serving.settings import AppArgs
@@ -58,16 +57,19 @@ class QuickstartArgs:
     Attributes:
         output: folder, emptied first; must be local.
         preset: the training's set-up; `smoke` shows the path in a minute and teaches nothing.
+        num_steps: of the training, instead of the preset's.
     """
 
     output: Path = Path("runs/quickstart")
     preset: str = "testbed"
+    num_steps: int | None = None
 
 
 def main(args: QuickstartArgs) -> None:
     """Train, ingest, serve, ask and measure on the embedded testbed."""
     started = time.monotonic()
     console = Console(width=120)
+    config = TrainArgs(preset=args.preset, num_steps=args.num_steps).config()
     folder = args.output.absolute()
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -77,7 +79,7 @@ def main(args: QuickstartArgs) -> None:
     connect(num_cpus=2, show_workers=True)
     try:
         console.rule("1. train the editor (invented subjects only)")
-        trained = train_editor(preset(args.preset), run="training", storage=str(folder), output=str(folder / "editor"))
+        trained = train_editor(config, run="training", storage=str(folder), output=str(folder / "editor"))
         seconds["train"] = trained.seconds
         _print_training(console, trained)
 

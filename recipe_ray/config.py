@@ -1,6 +1,7 @@
 """What an editor is made of, and how it is known: configuration that travels with every artefact."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -199,6 +200,24 @@ class TrainConfig:
     def num_steps(self) -> int:
         """Of all stages."""
         return sum(stage.num_steps for stage in self.stages)
+
+    def stretched(self, num_steps: int) -> "TrainConfig":
+        """The same training in `num_steps` steps, its stages in the proportions they have.
+
+        Raises:
+            ConfigError: fewer steps than stages.
+        """
+        if num_steps < len(self.stages):
+            raise ConfigError(f"num_steps is {num_steps}; give at least {len(self.stages)}, one for each stage")
+        shares = itertools.accumulate(stage.num_steps / self.num_steps for stage in self.stages)
+        ends = [0]
+        for num_later, share in zip(reversed(range(len(self.stages))), shares, strict=True):
+            ends.append(min(max(round(share * num_steps), ends[-1] + 1), num_steps - num_later))
+        stages = (
+            dataclasses.replace(stage, num_steps=end - begin)
+            for stage, (begin, end) in zip(self.stages, itertools.pairwise(ends), strict=True)
+        )
+        return dataclasses.replace(self, stages=tuple(stages))
 
     def weights_at(self, step: int) -> LossWeights:
         """Loss weights of a step, counted from 0."""

@@ -18,8 +18,8 @@ def testbed() -> TrainConfig:
             llm=TESTBED, encoder=TESTBED, key_width=512, similarity="cosine", prompt_position="after_bos"
         ),
         stages=(
-            Stage(num_steps=600, weights=LossWeights(sentinel=0.5, locality=0)),
-            Stage(num_steps=250, weights=LossWeights(locality=0)),
+            Stage(num_steps=750, weights=LossWeights(sentinel=0.5, locality=0)),
+            Stage(num_steps=300, weights=LossWeights(locality=0)),
         ),
         batch_size=64,
         split_queries=True,

@@ -50,6 +50,29 @@ def test_what_cannot_be_is_refused_on_construction_by_name(config, changes, comp
         dataclasses.replace(config, **changes)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "num_steps", "expected"),
+    [
+        ((600, 200), 80, [60, 20]),
+        ((600, 200), 801, [601, 200]),
+        ((1000, 1), 10, [9, 1]),
+        ((1, 1000), 10, [1, 9]),
+        ((1, 1000, 1), 3, [1, 1, 1]),
+        ((7,), 3, [3]),
+    ],
+)
+def test_a_stretched_training_has_so_many_steps_and_its_stages_proportions(lengths, num_steps, expected):
+    stages = tuple(Stage(num_steps=length, weights=LossWeights(edit=length)) for length in lengths)
+    stretched = dataclasses.replace(TRAIN, stages=stages).stretched(num_steps)
+    assert [stage.num_steps for stage in stretched.stages] == expected
+    assert [stage.weights for stage in stretched.stages] == [stage.weights for stage in stages]
+
+
+def test_a_training_of_fewer_steps_than_stages_is_refused():
+    with pytest.raises(ConfigError, match="num_steps is 1; give at least 2"):
+        dataclasses.replace(TRAIN, stages=(Stage(num_steps=5),) * 2).stretched(1)
+
+
 @pytest.mark.parametrize("part", get_args(Pooling))
 def test_an_editor_config_comes_back_from_json(part):
     config = dataclasses.replace(EDITOR, pooling=(part,), similarity="cosine", prompt_position="after_bos", key_width=7)

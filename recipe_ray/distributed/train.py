@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import statistics
@@ -51,6 +52,7 @@ class TrainArgs:
         output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
         llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
         encoder: text encoder instead of the preset's: likewise.
+        num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.
         batch_size: edits a step and worker, instead of the preset's.
         num_workers: data-parallel workers, instead of the preset's.
         cpus_per_worker: CPUs that a worker reserves and computes with; all there are, shared out, if not given.
@@ -64,6 +66,7 @@ class TrainArgs:
     output: str | None = None
     llm: str | None = None
     encoder: str | None = None
+    num_steps: int | None = None
     batch_size: int | None = None
     num_workers: int | None = None
     cpus_per_worker: float | None = None
@@ -93,7 +96,8 @@ class TrainArgs:
             for name in ("batch_size", "num_workers", "cpus_per_worker", "device", "seed")
             if getattr(self, name) is not None
         }
-        return dataclasses.replace(config, editor=dataclasses.replace(config.editor, **given), **changes)
+        config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, **given), **changes)
+        return config if self.num_steps is None else config.stretched(self.num_steps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +179,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     """The loop of one worker."""
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats all metrics at each checkpoint
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
