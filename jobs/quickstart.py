@@ -95,7 +95,7 @@ def main(args: QuickstartArgs) -> None:
         console.rule("3. serve, and ask over HTTP")
         begun = time.monotonic()
         app_args = AppArgs(editor=str(folder / "editor"), table=str(folder / "table"))
-        with serving(app_args, port=0) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with serving(app_args, port=0, quiet=True) as url, httpx.Client(base_url=url, timeout=60) as client:
             _print_answers(console, client, cases[:NUM_QUESTIONS])
             speed = _measure_speed(client, cases)
         seconds["serve"] = time.monotonic() - begun

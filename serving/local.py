@@ -14,6 +14,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
 
 from recipe_ray.errors import ServiceError
 from serving.app import build_app, engine_placement
@@ -24,7 +25,7 @@ _READY_TIMEOUT_S = 30.0  # from running replicas to the first answer through the
 
 
 @contextmanager
-def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iterator[str]:
+def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, quiet: bool = False) -> Iterator[str]:
     """Start Serve with the application, yield its base URL once it answers, and tear all of Serve down at the end.
 
     The caller has connected to Ray. Everything that can be wrong with the arguments is found before Serve is started.
@@ -33,12 +34,14 @@ def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iter
         args: of the application.
         host: address to listen on.
         port: to listen on; 0 takes a free one.
+        quiet: log warnings only, and no line for each request.
 
     Raises:
         ServiceError: the port is in use, the cluster is too small, Serve already runs in it, or the application does
             not start.
         RecipeError: what `build_app` finds wrong.
     """
+    logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False) if quiet else None
     port = bindable_port(host, port)
     application = build_app(args)
     _check_resources(args)
@@ -49,8 +52,12 @@ def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000) -> Iter
         )
     try:
         try:
-            serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=host, port=port))
-            serve.run(application, name=APP_NAME)
+            serve.start(
+                proxy_location=ProxyLocation.HeadOnly,
+                http_options=HTTPOptions(host=host, port=port),
+                logging_config=logging_config,
+            )
+            serve.run(application, name=APP_NAME, logging_config=logging_config)
         except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
             raise ServiceError(f"the application did not start: {_trouble() or _last_line(str(error))}") from error
         url = f"http://{_reachable(host)}:{port}"

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import math
 import os
 import statistics
@@ -179,7 +178,6 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
 
 def _train_worker(arguments: dict[str, Any]) -> None:
     """The loop of one worker."""
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats all metrics at each checkpoint
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
