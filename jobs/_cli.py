@@ -43,6 +43,7 @@ def _parse(args_type: type[Args], description: str) -> Args:
 def _one_line(box: str) -> str:
     """What tyro says in its box, without the box (drawn in ASCII or Unicode, coloured or not) and its helpful rest."""
     text = " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]|-{4,}", "", box).split())
+    text = re.sub(r"^(.+?) (?=\1\b)", "", text, flags=re.IGNORECASE)  # the title, where the text begins with it
     return re.sub(r"\s*(For full helptext|Argument helptext).*", "", text)
 
 

@@ -16,6 +16,7 @@ def ray_cluster():
     import ray
 
     ray.init(
+        address="local",  # never one that happens to run on the machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=150 * 1024**2,

@@ -159,6 +159,8 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         result = trainer.fit()
     except TrainingFailedError as error:
         raise _user_fault(error) or error from error
+    if isinstance(result.return_value, RecipeError):
+        raise result.return_value
     assert result.checkpoint is not None and result.metrics is not None  # the worker ends with a report of both
     metrics = result.metrics
     if _fingerprint_at(output) != metrics["fingerprint"]:
@@ -176,17 +178,20 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     )
 
 
-def _train_worker(arguments: dict[str, Any]) -> None:
-    """The loop of one worker."""
+def _train_worker(arguments: dict[str, Any]) -> RecipeError | None:
+    """The loop of one worker; a fault found before it, by this worker or another, is returned.
+
+    Raised, it would be tried again in vain, and logged with a traceback each time.
+    """
     config: TrainConfig = arguments["config"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
-    torch.manual_seed(config.seed)
-    llm = load_llm(config.editor.llm, str(device))
-    editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
-    joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end, split_queries=config.split_queries)
+    joint = _load(config, device)
+    if isinstance(joint, RecipeError):
+        return joint
+    editor = joint.editor
     if config.num_warm_start and ray.train.get_checkpoint() is None:
         _warm_start(joint, config)
     # A stage without edit losses leaves the prompt encoder without gradient.
@@ -240,6 +245,22 @@ def _train_worker(arguments: dict[str, Any]) -> None:
         "edits_per_s": num_steps_now * config.batch_size * num_workers / seconds if num_steps_now else 0.0,
     }
     _report(final, joint, optimizer, schedule, step=config.num_steps, before=before, rank=rank)
+    return None
+
+
+def _load(config: TrainConfig, device: torch.device) -> JointTraining | RecipeError:
+    """The frozen LLM and a fresh editor, or the first fault of any worker: then none may go on to wait for the rest."""
+    fault: RecipeError | None = None
+    torch.manual_seed(config.seed)
+    try:
+        llm = load_llm(config.editor.llm, str(device))
+        editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
+        joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end, split_queries=config.split_queries)
+    except RecipeError as error:
+        fault = error
+    faults: list[RecipeError | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(faults, fault)
+    return next((one for one in faults if one is not None), None) or joint
 
 
 def _warm_start(joint: JointTraining, config: TrainConfig) -> None:

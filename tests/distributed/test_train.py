@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shutil
 import threading
 import time
 from importlib.resources import files
@@ -97,6 +98,18 @@ def test_a_missing_llm_is_found_before_any_worker_starts(ray_cluster, tmp_path):
     with pytest.raises(ModelError, match=r"no-such-llm: no config\.json there"):
         train(config, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_llm_is_a_fault_that_no_restart_and_no_traceback_follows(ray_cluster, tmp_path):
+    broken = tmp_path / "llm"
+    shutil.copytree(Path(str(files("recipe_ray.testbed"))) / "weights" / "llm", broken)
+    (broken / "model.safetensors").write_bytes(b"cut off")
+    config = small(num_workers=2)
+    config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, llm=str(broken)))
+    with pytest.raises(ModelError, match="llm: cannot be loaded") as caught:
+        train(config, tmp_path / "runs")
+    # A worker that raises is started again, and Ray logs where it failed: then the cause is Ray's TrainingFailedError.
+    assert caught.value.__cause__ is None
 
 
 def test_an_output_that_cannot_be_written_is_refused(ray_cluster, tmp_path):

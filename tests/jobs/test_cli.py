@@ -101,6 +101,7 @@ def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(job, monkey
     assert not set("╭│╰─╮╯\x1b") & set(line)
     assert "---" not in line
     assert "helptext" not in line
+    assert line.lower().count("unrecognized options") <= 1
 
 
 @pytest.mark.parametrize("port", ["0", "http"])
