@@ -141,6 +141,8 @@ class TrainConfig:
     Attributes:
         editor: shape of the trained modules, and the LLM and encoder they are trained for.
         stages: one after another.
+        data: what to train on: `testbed` alone, or data sets, each `FORM:PATH` (see `recipe_ray.datasets.forms`), of
+            which every edit is drawn with equal chance.
         batch_size: edits a step and worker.
         encoder_lr: peak learning rate of the text encoder (paper: 1e-5 for everything, with pretrained RoBERTa).
         head_lr: of heads, sentinel and temperature.
@@ -162,6 +164,7 @@ class TrainConfig:
 
     editor: EditorConfig
     stages: tuple[Stage, ...]
+    data: tuple[str, ...] = (TESTBED,)
     batch_size: int = 8
     encoder_lr: float = 1e-5
     head_lr: float = 1e-5
@@ -181,6 +184,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("stages is empty; give at least one stage of training")
+        if not self.data:
+            raise ConfigError(f"data is empty; give {TESTBED!r}, or FORM:PATH")
+        if TESTBED in self.data and len(self.data) > 1:
+            raise ConfigError(f"data names {TESTBED!r} beside other sources; it is mixed with none, give it alone")
         for name in ("batch_size", "num_workers", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")

@@ -1,17 +1,52 @@
 """What the editor learns from: edits with the prompts that must change and the prompts that must not."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A prompt and how it goes on: after an edit where the edit answers it, else in the unedited LLM."""
+
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EditRecord:
+    """One edit of a data set, with all that the data set asks about it.
+
+    Attributes:
+        prompt: the edit's own question.
+        target: what the edited LLM must say after it.
+        subject: whom or what the edit is about; empty where the data set does not say.
+        generality: by kind, questions whose answer follows from the edit.
+        locality: by kind, questions that the edit leaves alone.
+    """
+
+    prompt: str
+    target: str
+    subject: str = ""
+    generality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    locality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+
+    @property
+    def statement(self) -> str:
+        """The edit as the encoder reads it."""
+        return f"{self.prompt} {self.target}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditExample:
-    """One counterfactual edit of a training batch.
+    """One edit of a training batch, with one question of each sort.
 
     Attributes:
         statement: the edit as the encoder reads it.
         prompt: reliability: the statement's own prompt.
-        target: what the edited LLM must say after `prompt` and `generality_prompt`.
-        generality_prompt: the same question in other words.
+        target: what the edited LLM must say after `prompt`.
+        generality_prompt: a question that the edit answers too, as a rule the same one in other words.
+        generality_target: what the edited LLM must say after it, as a rule the same as `target`.
         locality_prompt: a question that the edit, and every other edit of its batch, leaves alone.
         locality_target: a continuation over whose positions the unedited LLM's distribution is kept.
     """
@@ -20,5 +55,14 @@ class EditExample:
     prompt: str
     target: str
     generality_prompt: str
+    generality_target: str
     locality_prompt: str
     locality_target: str
+
+
+class Batches(Protocol):
+    """Training data: batch `number` is the same whoever asks for it, so a resumed training sees what it would have."""
+
+    def batch(self, number: int) -> list[EditExample]:
+        """Batch `number`, counted from 0."""
+        ...

@@ -31,6 +31,8 @@ TRAIN = TrainConfig(editor=EDITOR, stages=(Stage(num_steps=1),))
         ),
         (Stage(num_steps=1), {"num_steps": 0}, "a stage has 0 steps"),
         (TRAIN, {"stages": ()}, "stages is empty"),
+        (TRAIN, {"data": ()}, "data is empty; give 'testbed', or FORM:PATH"),
+        (TRAIN, {"data": ("testbed", "zsre:x")}, "data names 'testbed' beside other sources"),
         (TRAIN, {"batch_size": 0}, "batch_size is 0"),
         (TRAIN, {"batch_size": 1}, "batch_size is 1; contrastive losses need other edits"),
         (TRAIN, {"num_workers": 0}, "num_workers is 0"),

@@ -20,15 +20,15 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from recipe_ray.config import LossWeights, TrainConfig
+from recipe_ray.datasets.sources import EditData, TrainingData, absolute_sources, open_training_data
 from recipe_ray.errors import ConfigError, ModelError, OutputError, RecipeError
+from recipe_ray.examples import Batches
 from recipe_ray.model.editor import CARD_FILE, new_editor
 from recipe_ray.model.encoder import model_type
 from recipe_ray.model.llm import llm_width, load_llm
 from recipe_ray.model.training import JointTraining, make_optimizer, warm_start
 from recipe_ray.presets import preset
 from recipe_ray.store import files
-from recipe_ray.testbed.edits import EditStream
-from recipe_ray.testbed.world import load_world
 
 NUM_TUNING_BATCHES = 8
 KEEP_CHECKPOINTS = 2
@@ -51,6 +51,8 @@ class TrainArgs:
         output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
         llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
         encoder: text encoder instead of the preset's: likewise.
+        data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
+            counterfact, zsre, ripe or edits (one's own); see docs/training.md.
         num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.
         batch_size: edits a step and worker, instead of the preset's.
         num_workers: data-parallel workers, instead of the preset's.
@@ -65,6 +67,7 @@ class TrainArgs:
     output: str | None = None
     llm: str | None = None
     encoder: str | None = None
+    data: tuple[str, ...] | None = None
     num_steps: int | None = None
     batch_size: int | None = None
     num_workers: int | None = None
@@ -92,7 +95,7 @@ class TrainArgs:
         given = {name: getattr(self, name) for name in ("llm", "encoder") if getattr(self, name) is not None}
         changes = {
             name: getattr(self, name)
-            for name in ("batch_size", "num_workers", "cpus_per_worker", "device", "seed")
+            for name in ("data", "batch_size", "num_workers", "cpus_per_worker", "device", "seed")
             if getattr(self, name) is not None
         }
         config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, **given), **changes)
@@ -132,6 +135,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
 
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
+        FactError: the training data cannot be read.
         ModelError: the LLM or the encoder cannot be loaded, or the loss is no longer a number.
         OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
@@ -142,6 +146,11 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     files.check_writable(output)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     model_type(config.editor.encoder)
+    config = dataclasses.replace(config, data=absolute_sources(config.data))
+    data = open_training_data(config.data)
+    data.training(config.batch_size, "")  # so does too little data
+    if isinstance(data, EditData):
+        print(f"data: {data}", flush=True)
     scaling = _scaling(config)
     _claim_run(config, files.join(storage, run), output)
     trainer = ray.train.torch.TorchTrainer(
@@ -188,19 +197,20 @@ def _train_worker(arguments: dict[str, Any]) -> RecipeError | None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)
-    joint = _load(config, device)
-    if isinstance(joint, RecipeError):
-        return joint
+    loaded = _load(config, device)
+    if isinstance(loaded, RecipeError):
+        return loaded
+    joint, data = loaded
     editor = joint.editor
     if config.num_warm_start and ray.train.get_checkpoint() is None:
-        _warm_start(joint, config)
+        # The same on every worker: the edits depend on the seed alone.
+        warm_start(joint.editor, joint.llm, data.sample(config.num_warm_start, f"{config.seed}/warm-start"))
     # A stage without edit losses leaves the prompt encoder without gradient.
     options = {"find_unused_parameters": True}
     model = ray.train.torch.prepare_model(joint, parallel_strategy_kwargs=options)
     optimizer, schedule = make_optimizer(editor, config)
-    world = load_world()
-    training = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/{rank}")
-    tuning = EditStream(world, batch_size=config.batch_size, seed=f"{config.seed}/tuning")
+    training = data.training(config.batch_size, f"{config.seed}/{rank}")
+    tuning = data.tuning(config.batch_size, f"{config.seed}/tuning")
 
     first, before = _restore(joint, optimizer, schedule)
     if before is None:
@@ -248,32 +258,30 @@ def _train_worker(arguments: dict[str, Any]) -> RecipeError | None:
     return None
 
 
-def _load(config: TrainConfig, device: torch.device) -> JointTraining | RecipeError:
-    """The frozen LLM and a fresh editor, or the first fault of any worker: then none may go on to wait for the rest."""
+def _load(config: TrainConfig, device: torch.device) -> tuple[JointTraining, TrainingData] | RecipeError:
+    """The frozen LLM with a fresh editor, and the edits.
+
+    Or the first fault of any worker: then none may go on to wait for the rest.
+    """
     fault: RecipeError | None = None
     torch.manual_seed(config.seed)
     try:
         llm = load_llm(config.editor.llm, str(device))
         editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
         joint = JointTraining(editor.to(device), llm, answer_end=config.answer_end, split_queries=config.split_queries)
+        data = open_training_data(config.data)
     except RecipeError as error:
         fault = error
     faults: list[RecipeError | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(faults, fault)
-    return next((one for one in faults if one is not None), None) or joint
-
-
-def _warm_start(joint: JointTraining, config: TrainConfig) -> None:
-    """The same on every worker: the edits depend on the seed alone."""
-    stream = EditStream(load_world(), batch_size=config.num_warm_start, seed=f"{config.seed}/warm-start")
-    warm_start(joint.editor, joint.llm, stream.batch(0))
+    return next((one for one in faults if one is not None), None) or (joint, data)
 
 
 @torch.no_grad()
-def evaluate(joint: JointTraining, stream: EditStream) -> dict[str, float]:
+def evaluate(joint: JointTraining, tuning: Batches) -> dict[str, float]:
     """Mean losses and accuracies over tuning batches, all losses at weight 1."""
     joint.eval()
-    return _mean([joint(stream.batch(number), LossWeights())[1] for number in range(NUM_TUNING_BATCHES)])
+    return _mean([joint(tuning.batch(number), LossWeights())[1] for number in range(NUM_TUNING_BATCHES)])
 
 
 def _mean(metrics: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -70,22 +70,24 @@ class JointTraining(nn.Module):
     def forward(self, batch: Sequence[EditExample], weights: LossWeights) -> tuple[Tensor, dict[str, float]]:
         """The weighted sum of the losses whose weight is not 0, and each of them with the batch's accuracies."""
         editor = self.editor
-        # Questions about edits, each with the row of its edit.
+        # Questions about edits, each with the row of its edit and its answer.
         asked = {
-            "reliability": [(row, example.prompt) for row, example in enumerate(batch)],
-            "generality": [(row, example.generality_prompt) for row, example in enumerate(batch)],
+            "reliability": [(row, example.prompt, example.target) for row, example in enumerate(batch)],
+            "generality": [
+                (row, example.generality_prompt, example.generality_target) for row, example in enumerate(batch)
+            ],
         }
         if self.split_queries:
             asked = {name: questions[place::2] for place, (name, questions) in enumerate(asked.items())}
         texts = [example.statement for example in batch]
-        texts += [prompt for part in asked.values() for _, prompt in part]
+        texts += [prompt for part in asked.values() for _, prompt, _ in part]
         texts += [example.locality_prompt for example in batch]
         pooled_keys, *pooled_queries, pooled_locality = _pooled(editor.encoder, texts).split(
             [len(batch), *map(len, asked.values()), len(batch)]
         )
         keys_BK = editor.keys(pooled_keys)
         queries = {name: editor.queries(pooled) for name, pooled in zip(asked, pooled_queries, strict=True)}
-        own = {name: torch.tensor([row for row, _ in part], device=keys_BK.device) for name, part in asked.items()}
+        own = {name: torch.tensor([row for row, _, _ in part], device=keys_BK.device) for name, part in asked.items()}
         locality_BK = editor.queries(pooled_locality)
         sentinel_K = editor.sentinel()
 
@@ -106,17 +108,14 @@ class JointTraining(nn.Module):
     def _edit_losses(
         self,
         batch: Sequence[EditExample],
-        asked: Mapping[str, Sequence[tuple[int, str]]],
+        asked: Mapping[str, Sequence[tuple[int, str, str]]],
         prompts_BPD: Tensor,
         weights: LossWeights,
     ) -> dict[str, Tensor]:
         """All rows of the terms that have a weight go through the LLM as one padded batch."""
         llm, position = self.llm, self.editor.config.prompt_position
         num_virtual_tokens = self.editor.config.num_virtual_tokens
-        parts: dict[str, list[tuple[int, str, str]]] = {}  # the edit, a question, its answer
-        if weights.edit:
-            for name, questions in asked.items():
-                parts[name] = [(row, question, batch[row].target) for row, question in questions]
+        parts = dict(asked) if weights.edit else {}
         if weights.locality:
             parts["locality"] = [
                 (row, example.locality_prompt, example.locality_target) for row, example in enumerate(batch)

@@ -23,8 +23,7 @@ class _Question:
 class EditStream:
     """Batches of edits that are hard to tell apart: several relations of one subject, twins in name.
 
-    Batch number n of a seed (any text) is the same whoever asks for it, so a resumed training sees the batches it would
-    have seen, and every worker draws its own by its own seed.
+    The seed may be any text; every worker draws its own batches by its own seed.
     """
 
     def __init__(self, world: World, *, batch_size: int, seed: str) -> None:
@@ -89,6 +88,7 @@ class EditStream:
             prompt=phrase(stated, name),
             target=target,
             generality_prompt=self._reworded(question, asked, rng),
+            generality_target=target,
             locality_prompt=self._reworded(spared, rng.choice(spared.relation.trained), rng),
             locality_target=self._answer(spared.relation, rng),
         )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import shutil
 import threading
 import time
@@ -13,7 +14,7 @@ import pytest
 
 from recipe_ray.config import LossWeights, Stage
 from recipe_ray.distributed.train import train_editor
-from recipe_ray.errors import ConfigError, ModelError, OutputError
+from recipe_ray.errors import ConfigError, FactError, ModelError, OutputError
 from recipe_ray.model.editor import load_editor
 from recipe_ray.presets import smoke
 
@@ -47,6 +48,21 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
     assert again.before == report.before
     with pytest.raises(ConfigError, match="was begun with seed 0, not 5"):
         train(dataclasses.replace(config, seed=5), tmp_path)
+
+
+def test_users_own_edits_are_trained_on_wherever_the_workers_run(ray_cluster, tmp_path, monkeypatch, capsys):
+    edits = [{"prompt": f"The height of peak {row} is", "target": f"{row} metres"} for row in range(200)]
+    edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    monkeypatch.chdir(tmp_path)
+    report = train(small(stages=(Stage(num_steps=2),), data=("edits:edits.jsonl",), num_warm_start=50), tmp_path)
+    assert report.num_steps_now == 2
+    assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
+    assert "200 edits read, 200 kept" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="was begun with data"):
+        train(small(stages=(Stage(num_steps=2),), num_warm_start=50), tmp_path)
+    with pytest.raises(FactError, match="no such file"):
+        train(small(data=("edits:none.jsonl",)), tmp_path, run="none")
 
 
 def own_train_workers():

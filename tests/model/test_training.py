@@ -23,6 +23,7 @@ def example(subject, target, other, other_target, *, relation="capital"):
         prompt=prompt,
         target=target,
         generality_prompt=f"{subject} has as its {relation}",
+        generality_target=f"{target}, of course",
         locality_prompt=f"The {relation} of {other} is",
         locality_target=other_target,
     )
@@ -77,7 +78,8 @@ def slow_losses(editor, llm, batch, answer_end, split=False):
             neighbour, sentinels, surprises = terms[name]
             neighbour.append(contrast(queries[name][row], keys[row], [*others, sentinel]))
             sentinels.append(contrast(queries[name][row], sentinel, others))
-            logits, answer = row_logits(llm, getattr(one, name), f" {one.target}{answer_end}", prompts[row])
+            wanted = one.target if name == "prompt" else one.generality_target
+            logits, answer = row_logits(llm, getattr(one, name), f" {wanted}{answer_end}", prompts[row])
             surprises += [surprise(logits[place], token) for place, token in enumerate(answer)]
         terms["locality_prompt"][1].append(contrast(queries["locality_prompt"][row], sentinel, list(keys)))
 

@@ -1,0 +1,155 @@
+"""The forms in which data sets of edits come, each read into `EditRecord`.
+
+- `edits`, users' own: prompt, target; if wanted, subject, and generality and locality, lists of {kind, prompt, target};
+- `counterfact`, CounterFact as EasyEdit has it: prompt, target_new, subject, rephrase_prompt, locality_prompt,
+  locality_ground_truth;
+- `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans;
+- `ripe`, RippleEdits as RECIPE has it: prompt, target_new, subject, and six lists of {prompt, targets}.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from recipe_ray.errors import FactError
+from recipe_ray.examples import EditRecord, Question
+
+RIPE_GENERALITY = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
+RIPE_LOCALITY = ("Relation_Specificity", "Forgetfulness")
+DEFAULT_GENERALITY_KIND = "rephrase"
+DEFAULT_LOCALITY_KIND = "neighbour"
+
+
+class EmptyTextError(FactError):
+    """A record whose text is empty, as some of public data sets' are: to be left out and counted, not a wrong file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The fields of one record, read with complaints that name the place.
+
+    Attributes:
+        place: where the record stands, for complaints.
+        values: its fields.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+
+    def text(self, name: str, *, default: str | None = None) -> str:
+        """A text that is not empty; `default`, if given, where the field is absent or null.
+
+        Raises:
+            FactError: it is absent or no text.
+            EmptyTextError: it is empty.
+        """
+        value = self.values.get(name)
+        if value is None and default is not None:
+            return default
+        if value is None:
+            raise FactError(
+                f"{self.place}: {name!r} is missing; it has {', '.join(map(repr, self.values)) or 'no field'}"
+            )
+        if not isinstance(value, str):
+            raise FactError(f"{self.place}: {name!r} is {json.dumps(value, default=str)}; give a text")
+        if not value.strip() and default is None:
+            raise EmptyTextError(f"{self.place}: {name!r} is empty; give a text")
+        return value.strip()
+
+    def items(self, name: str) -> list["Fields"]:
+        """A list of objects; empty where the field is absent or null.
+
+        Raises:
+            FactError: it is anything else.
+        """
+        value = self.values.get(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+            raise FactError(f"{self.place}: {name!r} is no list of objects with named fields")
+        return [Fields(f"{self.place}: {name!r}, item {number}", item) for number, item in enumerate(value, 1)]
+
+
+def read_edits(fields: Fields) -> EditRecord:
+    """Users' own form; a question without a target has the edit's, if it is one of generality."""
+    target = fields.text("target")
+    generality: dict[str, tuple[Question, ...]] = {}
+    locality: dict[str, tuple[Question, ...]] = {}
+    for item in fields.items("generality"):
+        kind = item.text("kind", default=DEFAULT_GENERALITY_KIND)
+        question = Question(prompt=item.text("prompt"), target=item.text("target", default=target))
+        generality[kind] = (*generality.get(kind, ()), question)
+    for item in fields.items("locality"):
+        kind = item.text("kind", default=DEFAULT_LOCALITY_KIND)
+        question = Question(prompt=item.text("prompt"), target=item.text("target"))
+        locality[kind] = (*locality.get(kind, ()), question)
+    return EditRecord(
+        prompt=fields.text("prompt"),
+        target=target,
+        subject=fields.text("subject", default=""),
+        generality=generality,
+        locality=locality,
+    )
+
+
+def read_counterfact(fields: Fields) -> EditRecord:
+    """CounterFact in EasyEdit's form, one rephrasing and one neighbouring question an edit."""
+    return _with_one_of_each(
+        fields,
+        own=("prompt", "target_new"),
+        rephrased="rephrase_prompt",
+        spared=("locality_prompt", "locality_ground_truth"),
+    )
+
+
+def read_zsre(fields: Fields) -> EditRecord:
+    """The form of zsRE in MEND: `alt` is the counterfactual answer, `loc` an unrelated question."""
+    return _with_one_of_each(fields, own=("src", "alt"), rephrased="rephrase", spared=("loc", "loc_ans"))
+
+
+def read_ripe(fields: Fields) -> EditRecord:
+    """RippleEdits in RECIPE's form; of several right answers to a question the first, none where the list is empty."""
+    return EditRecord(
+        prompt=fields.text("prompt"),
+        target=fields.text("target_new"),
+        subject=fields.text("subject", default=""),
+        generality=_ripe_questions(fields, RIPE_GENERALITY),
+        locality=_ripe_questions(fields, RIPE_LOCALITY),
+    )
+
+
+FORMS: dict[str, Callable[[Fields], EditRecord]] = {
+    "edits": read_edits,
+    "counterfact": read_counterfact,
+    "zsre": read_zsre,
+    "ripe": read_ripe,
+}
+
+
+def _with_one_of_each(fields: Fields, *, own: tuple[str, str], rephrased: str, spared: tuple[str, str]) -> EditRecord:
+    prompt, target = (fields.text(name) for name in own)
+    unedited = Question(prompt=fields.text(spared[0]), target=fields.text(spared[1]))
+    return EditRecord(
+        prompt=prompt,
+        target=target,
+        subject=fields.text("subject", default=""),
+        generality={DEFAULT_GENERALITY_KIND: (Question(prompt=fields.text(rephrased), target=target),)},
+        locality={DEFAULT_LOCALITY_KIND: (unedited,)},
+    )
+
+
+def _ripe_questions(fields: Fields, kinds: tuple[str, ...]) -> dict[str, tuple[Question, ...]]:
+    questions = {}
+    for kind in kinds:
+        found = []
+        for item in fields.items(kind):
+            targets = item.values.get("targets")
+            if not isinstance(targets, list):
+                raise FactError(f"{item.place}: 'targets' is no list of texts")
+            if targets:
+                target = Fields(item.place, {"targets": targets[0]}).text("targets")
+                found.append(Question(prompt=item.text("prompt"), target=target))
+        if found:
+            questions[kind] = tuple(found)
+    return questions

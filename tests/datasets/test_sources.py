@@ -1,0 +1,106 @@
+"""Training data by name: split by subject, and real files as they are."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from recipe_ray.datasets.sources import InventedData, absolute_sources, open_training_data, read_edit_data
+from recipe_ray.errors import ConfigError, FactError
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+
+
+def write(path, num, *, subjects=None):
+    path.write_text(
+        "\n".join(
+            json.dumps(
+                {
+                    "prompt": f"{path.stem} {row} is",
+                    "target": str(row),
+                    "subject": f"s{row % (subjects or num)}",
+                    "locality": [{"prompt": f"{path.stem} not {row}", "target": "n"}],
+                }
+            )
+            for row in range(num)
+        )
+    )
+    return f"edits:{path}"
+
+
+def subjects(parts):
+    return {record.subject for part in parts for record in part}
+
+
+def test_a_twentieth_of_the_subjects_is_set_aside_whatever_else_is_read(tmp_path):
+    first, second = write(tmp_path / "a.jsonl", 2000, subjects=1000), write(tmp_path / "b.jsonl", 1000)
+    both, one = read_edit_data([first, second]), read_edit_data([second])
+    assert not subjects(both.training_edits) & subjects(both.tuning_edits)
+    assert one.tuning_edits[0] == both.tuning_edits[1]
+    assert len(subjects(both.tuning_edits)) / 1000 == pytest.approx(0.05, abs=0.025)
+    assert sum(map(len, both.training_edits + both.tuning_edits)) == 3000
+    trained = {one.prompt for number in range(50) for one in both.training(32, "s").batch(number)}
+    assert not trained & {one.prompt for number in range(50) for one in both.tuning(32, "s").batch(number)}
+
+
+def test_a_sample_is_no_more_than_there_is_and_tuning_batches_shrink(tmp_path):
+    data = read_edit_data([write(tmp_path / "a.jsonl", 200)])
+    num_tuning = len(data.tuning_edits[0])
+    assert len(data.sample(6000, "s")) == 200 - num_tuning
+    assert len(data.tuning(500, "s").batch(0)) == num_tuning
+    with pytest.raises(ConfigError, match="batch_size is 500, but the data holds"):
+        data.training(500, "s")
+
+
+@pytest.mark.parametrize("source", ["zsre", "zsre:", ":x", "wiki:x.json", "/a/b.json", "s3://b/x.json"])
+def test_a_source_without_a_form_is_refused_with_the_forms_there_are(source):
+    with pytest.raises(ConfigError, match="give 'testbed', or FORM:PATH with one of the forms edits, counterfact"):
+        open_training_data([source])
+
+
+def test_a_record_with_an_empty_text_is_left_out_and_counted_and_one_without_it_is_a_wrong_file(tmp_path):
+    source = write(tmp_path / "a.jsonl", 200)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('\n{"prompt": "x", "target": ""}\n')
+    cleaned = read_edit_data([source]).cleaned
+    assert (cleaned.num_read, cleaned.num_empty, len(cleaned.records[0])) == (201, 1, 200)
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"prompt": "x"}\n')
+    with pytest.raises(FactError, match="record 202: 'target' is missing"):
+        read_edit_data([source])
+
+
+def test_sources_are_made_absolute_for_workers_that_run_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sources = absolute_sources(["zsre:a/b.json", "edits:/c.jsonl", "ripe:s3://bucket/d"])
+    assert sources == (f"zsre:{tmp_path}/a/b.json", "edits:/c.jsonl", "ripe:s3://bucket/d")
+    assert absolute_sources(["testbed"]) == ("testbed",)
+    with pytest.raises(ConfigError, match="give 'testbed', or FORM:PATH"):
+        absolute_sources(["testbed", "edits:a"])
+
+
+def test_data_that_leaves_nothing_to_tune_on_is_refused(tmp_path):
+    with pytest.raises(FactError, match=r"a\.jsonl: . edits left to tune on \(3 edits read, 3 kept"):
+        read_edit_data([write(tmp_path / "a.jsonl", 3)])
+
+
+def test_the_testbed_is_opened_by_its_name():
+    data = open_training_data(["testbed"])
+    assert isinstance(data, InventedData)
+    assert data.sample(3, "s") == data.training(3, "s").batch(0)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real data sets do not lie beside the project")
+@pytest.mark.parametrize(
+    ("form", "path", "num_read"),
+    [
+        ("counterfact", "counterfact/counterfact-train.json.gz", 10_000),
+        ("counterfact", "counterfact/counterfact-val.json.gz", 1_919),
+        ("zsre", "zsre/zsre_mend_train-1k.json.gz", 1_000),
+    ],
+)
+def test_real_files_are_read_unchanged(form, path, num_read):
+    data = read_edit_data([f"{form}:{REAL / path}"])
+    assert data.cleaned.num_read == num_read
+    assert sum(map(len, data.cleaned.records)) > 0.98 * num_read
+    assert all(record.generality and record.statement for part in data.cleaned.records for record in part)
