@@ -3,7 +3,7 @@
 import random
 from collections.abc import Mapping, Sequence
 
-from recipe_ray.errors import ConfigError, FactError
+from recipe_ray.errors import ConfigError
 from recipe_ray.examples import EditExample, EditRecord, Question
 
 
@@ -11,28 +11,28 @@ class EditBatches:
     """Batches drawn at random, each edit from any source with equal chance, none twice in a batch.
 
     Of an edit's questions of generality one is drawn, first its kind, then the question; an edit that has none is asked
-    in its own words again. Likewise for locality; an edit that has none gets one of another edit.
+    in its own words again. Likewise for locality; an edit that has none gets one of `spared`.
 
     Args:
         sources: edits by source, as `clean` leaves them: no locality question is edited.
+        spared: locality questions for edits that have none.
         batch_size: edits a batch.
         seed: any text.
 
     Raises:
         ConfigError: a batch is larger than the sources together.
-        FactError: there is no locality question at all.
     """
 
-    def __init__(self, sources: Sequence[Sequence[EditRecord]], *, batch_size: int, seed: str) -> None:
+    def __init__(
+        self, sources: Sequence[Sequence[EditRecord]], *, spared: Sequence[Question], batch_size: int, seed: str
+    ) -> None:
         num_edits = sum(map(len, sources))
         if batch_size > num_edits:
             raise ConfigError(
                 f"batch_size is {batch_size}, but the data holds {num_edits} edits; give fewer, or more data"
             )
         self._sources = [tuple(source) for source in sources if source]
-        self._spared = [record for source in self._sources for record in source if record.locality]
-        if not self._spared:
-            raise FactError("the data has no locality question; give edits with questions that they leave alone")
+        self._spared = spared
         self.batch_size = batch_size
         self.seed = seed
 
@@ -53,7 +53,7 @@ class EditBatches:
         asked = (
             _draw(record.generality, rng) if record.generality else Question(prompt=record.prompt, target=record.target)
         )
-        spared = _draw((record if record.locality else rng.choice(self._spared)).locality, rng)
+        spared = _draw(record.locality, rng) if record.locality else rng.choice(self._spared)
         return EditExample(
             statement=record.statement,
             prompt=record.prompt,

@@ -11,7 +11,7 @@ from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
 from recipe_ray.datasets.reading import read_records
 from recipe_ray.errors import ConfigError, FactError
-from recipe_ray.examples import Batches, EditExample, EditRecord
+from recipe_ray.examples import Batches, EditExample, EditRecord, Question
 from recipe_ray.store.files import absolute
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
@@ -81,22 +81,24 @@ class EditData:
     """Edits of data sets, by source.
 
     Attributes:
-        training_edits, tuning_edits: those of other subjects each.
+        training_edits, tuning_edits: of other subjects each.
+        spared: locality questions for edits that have none of their own: those of all others.
         cleaned: what the sources held, and what was dropped.
     """
 
     training_edits: tuple[tuple[EditRecord, ...], ...]
     tuning_edits: tuple[tuple[EditRecord, ...], ...]
+    spared: tuple[Question, ...]
     cleaned: Cleaned
 
     def training(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
-        return EditBatches(self.training_edits, batch_size=batch_size, seed=seed)
+        return EditBatches(self.training_edits, spared=self.spared, batch_size=batch_size, seed=seed)
 
     def tuning(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
         batch_size = min(batch_size, sum(map(len, self.tuning_edits)))
-        return EditBatches(self.tuning_edits, batch_size=batch_size, seed=seed)
+        return EditBatches(self.tuning_edits, spared=self.spared, batch_size=batch_size, seed=seed)
 
     def sample(self, num_edits: int, seed: str) -> list[EditExample]:
         """As in `TrainingData`."""
@@ -123,7 +125,18 @@ def read_edit_data(sources: Sequence[str]) -> EditData:
         for part, purpose in zip(parts, ("train", "tune"), strict=True):
             if len(part) < 2:
                 raise FactError(f"{source}: {len(part)} edits left to {purpose} on ({cleaned}); give more of them")
-    return EditData(training_edits=training, tuning_edits=tuning, cleaned=cleaned)
+    spared = tuple(
+        question
+        for part in cleaned.records
+        for record in part
+        for questions in record.locality.values()
+        for question in questions
+    )
+    if not spared:
+        raise FactError(
+            f"{', '.join(sources)}: no locality question ({cleaned}); give at least one edit one that it leaves alone"
+        )
+    return EditData(training_edits=training, tuning_edits=tuning, spared=spared, cleaned=cleaned)
 
 
 def _read(source: str) -> tuple[list[EditRecord], int]:

@@ -70,6 +70,18 @@ def test_a_record_with_an_empty_text_is_left_out_and_counted_and_one_without_it_
         read_edit_data([source])
 
 
+def test_edits_without_a_locality_question_borrow_one_and_data_without_any_is_refused(tmp_path):
+    edits = [{"prompt": f"{row} is", "target": "t"} for row in range(200)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    with pytest.raises(FactError, match=r"a\.jsonl: no locality question \(200 edits read"):
+        read_edit_data([f"edits:{tmp_path / 'a.jsonl'}"])
+    edits[0]["locality"] = [{"prompt": "free", "target": "t"}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    data = read_edit_data([f"edits:{tmp_path / 'a.jsonl'}"])
+    for batches in (data.training(8, "s"), data.tuning(8, "s")):
+        assert {example.locality_prompt for example in batches.batch(0)} == {"free"}
+
+
 def test_sources_are_made_absolute_for_workers_that_run_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sources = absolute_sources(["zsre:a/b.json", "edits:/c.jsonl", "ripe:s3://bucket/d"])
