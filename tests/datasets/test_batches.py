@@ -8,7 +8,6 @@ from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.errors import ConfigError
 from recipe_ray.examples import EditRecord, Question
 
-
 SPARED = [Question(prompt="not at all", target="n")]
 
 
