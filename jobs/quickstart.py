@@ -26,7 +26,7 @@ from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestConfig, IngestReport, ingest
 from recipe_ray.distributed.train import TrainArgs, TrainReport, describe, train_editor
-from recipe_ray.errors import ServiceError
+from recipe_ray.errors import OutputError, ServiceError
 from recipe_ray.eval.cases import KINDS, EvalCase
 from recipe_ray.eval.editors import Editor, InContext, Recipe, Unedited
 from recipe_ray.eval.protocol import STOP, Reader, evaluate
@@ -42,6 +42,7 @@ SIMULTANEOUS = (1, 10, 100, 1000)
 NUM_QUESTIONS = 5
 NUM_SPEED_PAIRS = 40
 SPEED_TOKENS = 48
+MARK_FILE = "QUICKSTART"
 BAD_LINES = (
     '{"prompt": "The capital of Atlantis is", "target": ""}',
     '{"prompt": "The capital of Lemuria is"',
@@ -55,7 +56,7 @@ class QuickstartArgs:
     """Where the quickstart puts what it makes.
 
     Attributes:
-        output: folder, emptied first; must be local.
+        output: folder, local; what an earlier quickstart left there is removed first.
         preset: the training's set-up; `smoke` shows the path in a minute and teaches nothing.
         num_steps: of the training, instead of the preset's.
     """
@@ -70,9 +71,7 @@ def main(args: QuickstartArgs) -> None:
     started = time.monotonic()
     console = Console(width=120)
     config = TrainArgs(preset=args.preset, num_steps=args.num_steps).config()
-    folder = args.output.absolute()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = _emptied(args.output.absolute())
     cases = testbed_cases(NUM_EDITS)
     seconds: dict[str, float] = {}
     # Serving wants a little more than one CPU, and training all there are; a single core is reported as two.
@@ -95,7 +94,10 @@ def main(args: QuickstartArgs) -> None:
         console.rule("3. serve, and ask over HTTP")
         begun = time.monotonic()
         app_args = AppArgs(editor=str(folder / "editor"), table=str(folder / "table"))
-        with serving(app_args, port=0, quiet=True) as url, httpx.Client(base_url=url, timeout=60) as client:
+        with (
+            serving(app_args, port=0, quiet=True) as url,
+            httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+        ):
             _print_answers(console, client, cases[:NUM_QUESTIONS])
             speed = _measure_speed(client, cases)
         seconds["serve"] = time.monotonic() - begun
@@ -123,6 +125,20 @@ def main(args: QuickstartArgs) -> None:
         f"done in {seconds['total']:.0f} s",
         soft_wrap=True,
     )
+
+
+def _emptied(folder: Path) -> Path:
+    """A new folder in place of the one that an earlier quickstart made there, and of nothing else."""
+    try:
+        if folder.is_dir() and any(folder.iterdir()):
+            if not (folder / MARK_FILE).is_file():
+                raise OutputError(f"{folder}: is not empty and not of a quickstart; give another --output, or empty it")
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARK_FILE).write_text("Made by jobs/quickstart.py, which empties this folder when it starts again.\n")
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written ({error.strerror}); give another --output") from error
+    return folder
 
 
 def _write_dump(path: Path, cases: Sequence[EvalCase]) -> None:

@@ -1,7 +1,7 @@
 """What an operator sets: the arguments of the Serve application."""
 
 import math
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,7 +28,7 @@ class AppArgs(BaseModel):
     """Namespace of the requests that name none."""
     snapshot: int | None = Field(default=None, ge=0)
     """Version of the table to serve; the newest at the start if not given."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the LLM computes: cpu, cuda, or auto for cuda where the cluster has a GPU for each engine. Queries are
     encoded on the CPU."""
     gpus: float | None = Field(default=None, ge=0)
@@ -55,7 +55,7 @@ class AppArgs(BaseModel):
 
     @model_validator(mode="after")
     def _device_and_gpus_agree(self) -> Self:
-        if self.device.startswith("cuda") and self.gpus == 0:
+        if self.device == "cuda" and self.gpus == 0:
             raise ConfigError(f"device is {self.device}, but gpus is 0; give gpus more than 0, or device cpu")
         if self.device == "cpu" and self.gpus:
             raise ConfigError(f"device is cpu, but gpus is {self.gpus:g}; leave gpus out, or give device cuda")

@@ -4,6 +4,8 @@ import os
 
 import ray
 
+from recipe_ray.errors import ServiceError
+
 
 def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
@@ -15,9 +17,18 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
         num_cpus: CPUs that a started cluster reports; None counts the machine's.
         show_workers: print what tasks and actors print. The dashboard then runs too: Ray Train asks its state API about
             the run every second, and would complain on the console as often.
+
+    Raises:
+        ServiceError: no cluster is where RAY_ADDRESS says.
     """
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=show_workers)
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(log_to_driver=show_workers)
+        except (ConnectionError, ValueError) as error:
+            raise ServiceError(
+                f"no Ray cluster answers at RAY_ADDRESS {address!r} ({' '.join(str(error).split())[:200]}); "
+                "correct it, or unset it to start a cluster here"
+            ) from error
         return
     # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")

@@ -158,10 +158,15 @@ def _encoders(config: IngestConfig) -> Encoders:
     room = int((have_cpus - TASK_CPUS) / cpus)
     if use_gpu:
         room = min(room, int(have_gpus / gpus))
+    if config.num_encoders is not None and config.num_encoders > room:
+        raise ConfigError(
+            f"num_encoders is {config.num_encoders}, but the cluster has room for {room} of {cpus:g} CPUs and "
+            f"{gpus:g} GPUs each; give fewer, or add nodes"
+        )
     return Encoders(
         editor=absolute(config.editor),
         device="cuda" if use_gpu else "cpu",
-        num_encoders=min(config.num_encoders or room, room),
+        num_encoders=config.num_encoders or room,
         cpus=cpus,
         gpus=gpus,
         batch_size=config.batch_size,

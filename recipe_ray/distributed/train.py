@@ -188,7 +188,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
 
 
 def _train_worker(arguments: dict[str, Any]) -> RecipeError | None:
-    """The loop of one worker; a fault found before it, by this worker or another, is returned.
+    """The loop of one worker; a fault that all workers know of is returned.
 
     Raised, it would be tried again in vain, and logged with a traceback each time.
     """
@@ -224,13 +224,14 @@ def _train_worker(arguments: dict[str, Any]) -> RecipeError | None:
         # Random numbers (dropout) depend on the step, not on the past: a resumed run draws what it would have drawn.
         torch.manual_seed(config.seed + step * num_workers + rank)
         loss, metrics = model(training.batch(step), config.weights_at(step))
-        if not math.isfinite(loss.item()):
-            raise ModelError(
-                f"step {step}: the loss is {loss.item()}; lower the learning rates and start the run again"
-            )
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(editor.parameters(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(editor.parameters(), config.max_grad_norm)
+        if not math.isfinite(norm):  # the same on every worker, whose gradients are averaged
+            return ModelError(
+                f"step {step}: the gradient is {norm.item()}, the loss of worker {rank} {loss.item()}; the checkpoint "
+                "before is whole. Begin a run of another name with another --seed or a larger --batch-size"
+            )
         optimizer.step()
         schedule.step()
         done = step + 1
@@ -347,9 +348,13 @@ def _claim_run(config: TrainConfig, folder: str, output: str) -> None:
     if written is None:
         if _fingerprint_at(output) is not None:
             raise OutputError(f"{output}: holds an editor of another run; give another --output, or remove it")
+        if not files.is_empty(output):
+            raise OutputError(f"{output}: is not empty; give another --output, or remove what is there")
         files.write_text(path, json.dumps(resolved, indent=2) + "\n")
         return
-    begun = json.loads(written)
+    begun = _json_object(written)
+    if begun is None:
+        raise ConfigError(f"{path}: is not what a training wrote there; take another run name, or remove the run")
     if different := sorted(name for name in resolved if begun.get(name) != resolved[name]):
         name = different[0]
         raise ConfigError(
@@ -360,23 +365,43 @@ def _claim_run(config: TrainConfig, folder: str, output: str) -> None:
 
 def _fingerprint_at(output: str) -> str | None:
     """The fingerprint of the editor that lies there, if one does."""
-    card = files.read_text(files.join(output, CARD_FILE))
-    return None if card is None else str(json.loads(card)["fingerprint"])
+    path = files.join(output, CARD_FILE)
+    text = files.read_text(path)
+    if text is None:
+        return None
+    card = _json_object(text)
+    if card is None or "fingerprint" not in card:
+        raise OutputError(f"{path}: is not of an editor; give another --output, or remove it")
+    return str(card["fingerprint"])
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
-    """Workers on GPUs where the cluster has them, else on its CPUs."""
-    resources = ray.cluster_resources()
-    use_gpu = config.device != "cpu" and resources.get("GPU", 0) > 0
-    if config.device.startswith("cuda") and not use_gpu:
+    """Workers on GPUs where the cluster has them, else on its CPUs; each must fit on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    use_gpu = config.device != "cpu" and any(node.get("GPU", 0) > 0 for node in nodes)
+    if config.device == "cuda" and not use_gpu:
         raise ConfigError(f"device is {config.device!r}, but the Ray cluster has no GPU; give auto or cpu")
-    unit, number = ("GPU", resources.get("GPU", 0)) if use_gpu else ("CPU", resources.get("CPU", 0))
-    cpus = config.cpus_per_worker or max(1, resources.get("CPU", 1) // config.num_workers)
-    wanted = config.num_workers if use_gpu else config.num_workers * cpus
-    if wanted > number:
+
+    def room(cpus: float) -> int:
+        """How many workers of so many CPUs the nodes hold."""
+        return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if use_gpu else math.inf)) for node in nodes)
+
+    cpus = config.cpus_per_worker
+    if cpus is None:
+        shares = {node.get("CPU", 0) // share for node in nodes for share in range(1, config.num_workers + 1)}
+        cpus = next((cpus for cpus in sorted(shares, reverse=True) if cpus and room(cpus) >= config.num_workers), 1)
+    if room(cpus) < config.num_workers:
         raise ConfigError(
-            f"{config.num_workers} workers want {wanted:g} {unit}s, but the Ray cluster has {number:g}; "
-            "give fewer workers, fewer cpus_per_worker, or add nodes"
+            f"{config.num_workers} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''} each do not fit: "
+            f"the nodes of the Ray cluster hold {room(cpus)}; give fewer workers, fewer cpus_per_worker, or add nodes"
         )
     return ScalingConfig(num_workers=config.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus})
 

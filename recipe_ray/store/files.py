@@ -12,7 +12,8 @@ import tempfile
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import IO, cast
 
 import boto3
@@ -20,7 +21,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
-from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError, RecipeError
+from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
 
 CACHE_VARIABLE = "RECIPE_RAY_CACHE"
 _GLOB_CHARS = frozenset("*?[")
@@ -148,19 +149,36 @@ def read_text(uri: str) -> str | None:
 
 
 def write_text(uri: str, text: str) -> None:
-    """Write a small text file, with the directories above it.
+    """Write a small text file, whole or not at all, with the directories above it.
 
     Raises:
         OutputError: the place cannot be written.
     """
     filesystem_, path = filesystem(uri)
     try:
+        # An S3 object appears whole; a local file is written beside its place and moved there.
+        written = path if is_s3(uri) else f"{path}.{uuid.uuid4().hex}"
         if not is_s3(uri):
             filesystem_.create_dir(path.rpartition("/")[0], recursive=True)
-        with filesystem_.open_output_stream(path) as stream:
+        with filesystem_.open_output_stream(written) as stream:
             stream.write(text.encode())
+        if written != path:
+            filesystem_.move(written, path)
     except OSError as error:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
+
+
+def is_empty(uri: str) -> bool:
+    """Whether no file lies there or below; a file itself is not empty.
+
+    Raises:
+        OutputError: the place cannot be read.
+    """
+    filesystem_, path = filesystem(uri)
+    try:
+        return filesystem_.get_file_info(path).type != fs.FileType.File and not _below(filesystem_, path)
+    except OSError as error:
+        raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the path and the credentials") from error
 
 
 def check_writable(uri: str) -> None:
@@ -184,7 +202,7 @@ def check_writable(uri: str) -> None:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
 
 
-def localize(uri: str | Path, *, error: type[RecipeError] = EditorError) -> Path:
+def localize(uri: str | Path) -> Path:
     """Give a local directory with the content of `uri`: itself where it is local, else a cached download.
 
     The cache lies in $RECIPE_RAY_CACHE, by default `~/.cache/recipe-ray`. A download is known by the names and ETags
@@ -192,43 +210,50 @@ def localize(uri: str | Path, *, error: type[RecipeError] = EditorError) -> Path
 
     Args:
         uri: a local directory or an S3 prefix.
-        error: what to raise where there is nothing or it cannot be read.
+
+    Raises:
+        EditorError: there is nothing, or it cannot be fetched.
     """
     text = absolute(uri)
     if not is_s3(text):
         if not Path(text).is_dir():
-            raise error(f"{uri}: no such directory; give a local directory or s3://bucket/prefix")
+            raise EditorError(f"{uri}: no such directory; give a local directory or s3://bucket/prefix")
         return Path(text)
     filesystem_, prefix = filesystem(text)
     try:
         infos = sorted(_below(filesystem_, prefix), key=lambda info: info.path)
         if not infos:
-            raise error(f"{uri}: nothing is there; give a local directory or s3://bucket/prefix")
+            raise EditorError(f"{uri}: nothing is there; give a local directory or s3://bucket/prefix")
         tags = [f"{text} {info.path} {info.size} {_etag(filesystem_, info.path)}" for info in infos]
         target = _cache_dir() / hashlib.blake2b("\n".join(tags).encode(), digest_size=16).hexdigest()
         if not target.is_dir():
             _download(filesystem_, prefix, [info.path for info in infos], target)
     except OSError as cause:
-        raise error(f"{uri}: cannot be fetched ({_reason(cause)}); check the URI and the credentials") from cause
+        raise EditorError(f"{uri}: cannot be fetched ({_reason(cause)}); check the URI and the credentials") from cause
     return target
 
 
 def publish(local_dir: Path, uri: str | Path) -> str:
     """Copy a directory to a local path or S3 prefix and return the absolute URI.
 
-    A local copy appears whole. On S3 the JSON files go last, so that a reader who finds the description finds the rest.
+    A local copy appears whole. On S3 the JSON files of the directory itself go last, so that a reader who finds the
+    description finds the rest; what an upload of the same files that broke off has left there is replaced.
 
     Raises:
-        OutputError: the place holds something already, or cannot be written.
+        OutputError: the place holds something else, or cannot be written.
     """
     text = absolute(uri)
     filesystem_, path = filesystem(text)
+    files = sorted(_files_of(local_dir), key=lambda file: (file.parent == local_dir and file.suffix == ".json", file))
+    names = [file.relative_to(local_dir).as_posix() for file in files]
     try:
-        if _below(filesystem_, path):
+        there = {info.path.removeprefix(path).lstrip("/") for info in _below(filesystem_, path)}
+        broken_off = is_s3(text) and there < set(names) and names[-1] not in there
+        if there and not broken_off:
             raise OutputError(f"{uri}: is not empty; give a new place, or remove what is there")
         if is_s3(text):
-            for file in sorted(_files_of(local_dir), key=lambda file: (file.suffix == ".json", file)):
-                _upload(file, filesystem_, f"{path}/{file.relative_to(local_dir).as_posix()}")
+            for file, name in zip(files, names, strict=True):
+                _upload(file, filesystem_, f"{path}/{name}")
         else:
             _copy_whole(local_dir, Path(path))
     except OSError as error:
@@ -242,16 +267,29 @@ def _find(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:
         return [info]
     if info.type == fs.FileType.Directory:
         return [found for found in _below(filesystem_, path) if not _hidden(found.path[len(path) :])]
-    if not _GLOB_CHARS & set(path):
+    return _matching(filesystem_, path) if _GLOB_CHARS & set(path) else []
+
+
+def _matching(filesystem_: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
+    """Files that a glob means: segment by segment, so that only directories it names are listed."""
+    *above, last = pattern.split("/")
+    folders = [""]
+    for segment in above:
+        if _GLOB_CHARS & set(segment):
+            infos = [info for folder in folders for info in _listed(filesystem_, folder, segment)]
+            folders = [f"{info.path}/" for info in infos if info.type == fs.FileType.Directory]
+        else:
+            folders = [f"{folder}{segment}/" for folder in folders]
+    infos = [info for folder in folders for info in _listed(filesystem_, folder, last)]
+    return [info for info in infos if info.type == fs.FileType.File]
+
+
+def _listed(filesystem_: fs.FileSystem, folder: str, segment: str) -> list[fs.FileInfo]:
+    """What lies in a folder (its path ends in a slash) and matches one segment of a glob."""
+    if folder and filesystem_.get_file_info(folder.rstrip("/") or "/").type == fs.FileType.File:
         return []
-    base = path.split("/")
-    fixed = next(place for place, segment in enumerate(base) if _GLOB_CHARS & set(segment))
-    candidates = _below(filesystem_, "/".join(base[:fixed]) or "/")
-    return [found for found in candidates if _rooted(found.path).match(str(_rooted(path)))]
-
-
-def _rooted(path: str) -> PurePosixPath:
-    return PurePosixPath("/" + path.lstrip("/"))  # only a rooted pattern is matched whole, segment by segment
+    selector = fs.FileSelector(folder.rstrip("/") or "/", allow_not_found=True)
+    return [info for info in filesystem_.get_file_info(selector) if fnmatchcase(info.base_name, segment)]
 
 
 def _below(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:

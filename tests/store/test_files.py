@@ -6,9 +6,11 @@ import boto3
 import pytest
 
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
+from recipe_ray.store import files
 from recipe_ray.store.files import (
     absolute,
     check_writable,
+    is_empty,
     list_files,
     localize,
     open_lines,
@@ -18,24 +20,28 @@ from recipe_ray.store.files import (
 )
 
 
-def tree(root, **files):
-    for name, text in files.items():
+def tree(root, **texts):
+    for name, text in texts.items():
         path = root / name.replace("__", "/").replace("_dot_", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
 
 
-def names(files, root):
-    return [file.uri.removeprefix(f"{root}/") for file in files]
+def names(found, root):
+    return [file.uri.removeprefix(f"{root}/") for file in found]
+
+
+def fail(*_):
+    raise OSError("the store went away")
 
 
 def test_a_directory_is_every_file_below_but_hidden_ones(tmp_path):
     tree(tmp_path, b_dot_jsonl="1", sub__a_dot_jsonl="22", _dot_hidden="3", _delta_log__x_dot_json="4")
-    files = list_files(str(tmp_path))
-    assert names(files, tmp_path) == ["b.jsonl", "sub/a.jsonl"]
-    assert [file.size_bytes for file in files] == [1, 2]
-    assert files[0].modified_at.timestamp() == pytest.approx((tmp_path / "b.jsonl").stat().st_mtime)
+    found = list_files(str(tmp_path))
+    assert names(found, tmp_path) == ["b.jsonl", "sub/a.jsonl"]
+    assert [file.size_bytes for file in found] == [1, 2]
+    assert found[0].modified_at.timestamp() == pytest.approx((tmp_path / "b.jsonl").stat().st_mtime)
 
 
 def test_a_glob_matches_within_a_segment(tmp_path):
@@ -94,6 +100,35 @@ def test_small_texts_come_back_and_missing_ones_are_none(tmp_path):
     assert read_text(str(tmp_path / "a" / "b")) == "ü\n"
 
 
+def test_a_small_text_is_replaced_whole_and_leaves_nothing_beside_it(tmp_path):
+    write_text(str(tmp_path / "a"), "long" * 100)
+    write_text(str(tmp_path / "a"), "short")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "short"}
+
+
+def test_a_place_is_empty_without_files(tmp_path):
+    assert is_empty(str(tmp_path / "none"))
+    (tmp_path / "folder" / "sub").mkdir(parents=True)
+    assert is_empty(str(tmp_path / "folder"))
+    (tmp_path / "folder" / "sub" / "file").write_text("")
+    assert not is_empty(str(tmp_path / "folder"))
+    assert not is_empty(str(tmp_path / "folder" / "sub" / "file"))
+
+
+def test_a_glob_lists_only_the_folders_it_names(tmp_path, monkeypatch):
+    tree(tmp_path, a__x_dot_jsonl="", a__deep__y_dot_jsonl="", b__x_dot_jsonl="", b__z_dot_txt="", top_dot_jsonl="")
+    listed = []
+    selector = files.fs.FileSelector
+
+    def spy(path, **more):
+        listed.append((path, more.get("recursive", False)))
+        return selector(path, **more)
+
+    monkeypatch.setattr(files.fs, "FileSelector", spy)
+    assert names(list_files(f"{tmp_path}/?/*.jsonl"), str(tmp_path)) == ["a/x.jsonl", "b/x.jsonl"]
+    assert sorted(listed) == [(str(tmp_path), False), (f"{tmp_path}/a", False), (f"{tmp_path}/b", False)]
+
+
 class TestS3:
     def test_files_are_listed_and_read(self, s3):
         write_text(f"{s3}/dump/a.jsonl", "one\ntwo\n")
@@ -117,6 +152,25 @@ class TestS3:
         assert (local / "sub" / "weights").read_text() == "w" * 1000
         with pytest.raises(OutputError, match="is not empty"):
             publish(source, f"{s3}/editor")
+
+    def test_a_published_directory_that_broke_off_has_no_description_and_is_completed_by_the_next(
+        self, s3, tmp_path, monkeypatch
+    ):
+        source = tree(tmp_path / "source", editor_dot_json="{}", encoder__config_dot_json="{}", zweights="w")
+        whole = {"editor.json", "encoder/config.json", "zweights"}
+        upload = files._upload
+        for num_uploads in (1, 2):
+            target = f"{s3}/editor-{num_uploads}"
+            calls = iter([upload] * num_uploads)
+            monkeypatch.setattr(files, "_upload", lambda *where, calls=calls: next(calls, fail)(*where))
+            with pytest.raises(OutputError, match="cannot be written"):
+                publish(source, target)
+            monkeypatch.setattr(files, "_upload", upload)
+            there = {file.uri.removeprefix(f"{target}/") for file in list_files(target)}
+            assert len(there) == num_uploads
+            assert "editor.json" not in there
+            publish(source, target)
+            assert {file.uri.removeprefix(f"{target}/") for file in list_files(target)} == whole
 
     def test_changed_content_of_the_same_size_is_fetched_anew(self, s3, tmp_path, monkeypatch):
         monkeypatch.setenv("RECIPE_RAY_CACHE", str(tmp_path / "cache"))
