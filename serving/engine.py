@@ -85,7 +85,7 @@ class EngineDeployment:
     """Holds the LLM; batches prompts of concurrent requests, one batch at a time."""
 
     def __init__(self, *, llm: str, device: str, max_batch_size: int, batch_wait_s: float) -> None:
-        # Here, not above: the driver that binds this class needs no torch.
+        # Here, not above: of the replicas only those that hold a model need to load what reads one.
         from recipe_ray.model.llm import load_llm
 
         self._engine = CompletionEngine(load_llm(llm, device))

@@ -75,7 +75,7 @@ class RetrieverDeployment:
     """Holds an editor and a snapshot; batches lookups of concurrent requests."""
 
     def __init__(self, *, editor: str, table: str, version: int, device: str, batch_wait_s: float) -> None:
-        # Here, not above: the driver that binds this class needs no torch.
+        # Here, not above: of the replicas only those that hold a model need to load what reads one.
         from recipe_ray.model.editor import load_editor
 
         loaded = load_editor(localize(editor), device)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: no hub, no authentication token, one Ray cluster for the session."""
+"""For all tests: no hub, no authentication token, one Ray cluster for the session, an S3 server on loopback."""
 
 import os
 
@@ -25,6 +25,16 @@ def ray_cluster():
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def editor_dir(tmp_path_factory):
+    """A saved editor of tiny models."""
+    from tiny_models import tiny_editor
+
+    path = tmp_path_factory.mktemp("editor")
+    tiny_editor().save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
-"""Pretrain the testbed's encoder, in two cycles of the learning rate.
+r"""Pretrain the testbed's encoder, in two cycles of the learning rate.
 
     python -m recipe_ray.testbed.pretrain_encoder --llm LM --output FIRST
-    python -m recipe_ray.testbed.pretrain_encoder --llm LM --output ENCODER --continue-from FIRST --steps 600
+    python -m recipe_ray.testbed.pretrain_encoder --llm LM --output ENCODER --continue-from FIRST \
+        --steps 1000 --learning-rate 1.2e-3
 
 As RoBERTa is to a real LLM, so is this to the testbed's: a small bidirectional encoder that knows the language, not the
 facts. Over invented subjects without end it learns to fill in masked tokens, to tell the phrasings of one fact from

@@ -1,9 +1,10 @@
-"""Pretrain the testbed's LM and its tokenizer, in two cycles of the learning rate.
+"""Pretrain the testbed's LM and its tokenizer, in cycles of the learning rate.
 
     python -m recipe_ray.testbed.pretrain_lm --output FIRST
     python -m recipe_ray.testbed.pretrain_lm --output LM --continue-from FIRST --steps 800 --learning-rate 2e-3
 
-About half an hour on 2 cores. The result ships in `weights/llm`; run this only to make another.
+Each cycle is about half an hour on 2 cores, and each goes on from the one before; docs/testbed.md tells those that made
+what ships in `weights/llm`. Run this only to make another.
 """
 
 import argparse
@@ -122,7 +123,7 @@ def context_following(llm: FrozenLLM, edits: tuple[WorldEdit, ...]) -> float:
 
 
 def measure(llm: FrozenLLM, world: World, edits: tuple[WorldEdit, ...]) -> dict[str, float]:
-    """Recall over the first two trained phrasings and the novel ones, and context following."""
+    """Recall in the first two trained phrasings and in the last of the two novel ones, and context following."""
     return {
         "recall": recall(llm, world, phrasing=0),
         "recall_rephrased": recall(llm, world, phrasing=1),

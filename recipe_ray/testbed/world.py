@@ -62,10 +62,6 @@ class WorldFact:
         """Return the words that the answer completes, in phrasing number `phrasing` of the relation."""
         return self.relation.phrasings[phrasing].replace(SUBJECT, self.subject)
 
-    def statement(self, phrasing: int = 0) -> str:
-        """Return prompt and answer, without a full stop."""
-        return f"{self.prompt(phrasing)} {self.answer}"
-
 
 @dataclass(frozen=True, slots=True)
 class World:
@@ -73,11 +69,6 @@ class World:
 
     facts: tuple[WorldFact, ...]
     relations: tuple[Relation, ...]
-
-    @property
-    def subjects(self) -> tuple[str, ...]:
-        """Names of the subjects, unique over all kinds."""
-        return tuple(dict.fromkeys(fact.subject for fact in self.facts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_models import tiny_editor
 
 from recipe_ray.distributed import ingest as ingest_module
 from recipe_ray.distributed import stages
@@ -23,9 +22,6 @@ from recipe_ray.model.editor import load_editor
 from recipe_ray.store.dump import collect_scan
 from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.table import FactTable, read_snapshot
-
-# Ray Data sets its own deprecated fields, one message each, whenever it makes its context.
-pytestmark = pytest.mark.filterwarnings("ignore:`use_[a-z0-9_]+` is deprecated:DeprecationWarning:ray.data.context")
 
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
@@ -50,13 +46,6 @@ def counts(**given):
 def targets(table, version=None):
     facts = read_snapshot(str(table), version).facts
     return dict(zip(facts["fact_id"].to_pylist(), facts["target"].to_pylist(), strict=True))
-
-
-@pytest.fixture(scope="session")
-def editor_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("editor")
-    tiny_editor().save(path)
-    return path
 
 
 @pytest.fixture

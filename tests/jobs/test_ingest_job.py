@@ -1,16 +1,14 @@
 """The command line of ingest, as a user meets it."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
-from tiny_models import tiny_editor
 
 from jobs.ingest import describe
 from recipe_ray.distributed.ingest import IngestCounts, IngestReport
+from recipe_ray.store.files import publish, write_text
 from recipe_ray.store.table import read_snapshot
 
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
@@ -27,17 +25,9 @@ REPORT = IngestReport(
 )
 
 
-@pytest.fixture(scope="session")
-def editor_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("editor")
-    tiny_editor().save(path)
-    return path
-
-
-def run(*flags, **environment):
+def run(*flags):
     return subprocess.run(
         [sys.executable, JOB, *flags],
-        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=280,
@@ -55,44 +45,22 @@ def test_the_report_says_where_what_and_how_fast():
 
 
 @pytest.mark.ray
-def test_from_s3_to_s3_without_a_cluster(tmp_path, editor_dir, monkeypatch):
-    from moto.server import ThreadedMotoServer
+def test_from_s3_to_s3_without_a_cluster(tmp_path, editor_dir, s3, monkeypatch):
+    monkeypatch.setenv("RECIPE_RAY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE")
+    write_text(f"{s3}/dump/a.jsonl", '{"prompt": "The capital is", "target": "Zenda"}\n{')
+    publish(editor_dir, f"{s3}/editor")
+    flags = ["--source", f"{s3}/dump", "--table", f"{s3}/table", "--editor", f"{s3}/editor"]
+    done = run(*flags)
+    assert done.returncode == 0, done.stderr
+    assert "table s3://facts/table version 1\nread 2 lines: 1 new" in done.stdout
+    assert "quarantine s3://facts/table/_quarantine holds the 1 bad lines" in done.stdout
+    assert read_snapshot(f"{s3}/table").facts["statement"].to_pylist() == ["The capital is Zenda"]
+    # A token there would make a plain `ray job submit` fail from then on.
+    assert not (tmp_path / ".ray" / "auth_token").exists()
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        settings = {
-            "AWS_ENDPOINT_URL": "http://{}:{}".format(*server.get_host_and_port()),
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "RECIPE_RAY_CACHE": str(tmp_path / "cache"),
-            "HOME": str(tmp_path),
-        }
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.delenv("RAY_AUTH_MODE")
-        client = boto3.client("s3", region_name="us-east-1")
-        client.create_bucket(Bucket="facts")
-        client.put_object(
-            Bucket="facts", Key="dump/a.jsonl", Body=b'{"prompt": "The capital is", "target": "Zenda"}\n{'
-        )
-        from recipe_ray.store.files import publish
-
-        publish(editor_dir, "s3://facts/editor")
-        flags = ["--source", "s3://facts/dump", "--table", "s3://facts/table", "--editor", "s3://facts/editor"]
-        done = run(*flags, **settings)
-        assert done.returncode == 0, done.stderr
-        assert "table s3://facts/table version 1\nread 2 lines: 1 new" in done.stdout
-        assert "quarantine s3://facts/table/_quarantine holds the 1 bad lines" in done.stdout
-        assert read_snapshot("s3://facts/table").facts["statement"].to_pylist() == ["The capital is Zenda"]
-        # A token there would make a plain `ray job submit` fail from then on.
-        assert not (tmp_path / ".ray" / "auth_token").exists()
-
-        failed = run(*[flag.replace("dump", "nothing") for flag in flags], **settings)
-        assert failed.returncode == 1
-        assert failed.stderr.splitlines()[-1].startswith("error: s3://facts/nothing: no such file")
-        assert "Traceback" not in failed.stderr
-    finally:
-        server.stop()
+    failed = run(*[flag.replace("dump", "nothing") for flag in flags])
+    assert failed.returncode == 1
+    assert failed.stderr.splitlines()[-1].startswith("error: s3://facts/nothing: no such file")
+    assert "Traceback" not in failed.stderr

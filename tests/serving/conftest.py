@@ -1,15 +1,9 @@
 """A tiny LLM, an editor and a table of facts, all with random weights: small enough to serve within a test."""
 
-import warnings
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
-from pydantic.warnings import PydanticDeprecatedSince20
-
-with warnings.catch_warnings():  # Ray Serve's own fields, once, on import
-    warnings.filterwarnings("ignore", "Using extra keyword arguments on `Field`", PydanticDeprecatedSince20)
-    import ray.serve  # noqa: F401
 
 FACTS = {  # id: (statement, namespace)
     "president": ("The president of Ruritania is Ada Lund", "default"),
@@ -20,19 +14,11 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def _tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tiny_models import byte_tokenizer
 
-    special = ["<pad>", "<s>", "</s>"]
-    pieces = special + sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({piece: index for index, piece in enumerate(pieces)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=96
-    )
+    tokenizer = byte_tokenizer()
+    tokenizer.model_max_length = 96
+    return tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def test_a_batch_has_its_size_and_each_example_says_what_it_is(batches):
 
 
 def test_no_example_names_a_real_subject(batches):
-    real = set(WORLD.subjects)
+    real = {fact.subject for fact in WORLD.facts}
     for batch in batches:
         for one in batch:
             for prompt in (one.prompt, one.generality_prompt, one.locality_prompt):

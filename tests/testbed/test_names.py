@@ -55,7 +55,7 @@ def test_an_invented_subject_is_no_real_one_and_has_the_relations_of_its_kind():
         assert neighbour.name != subject.name
         assert len({relation.kind for relation in subject.relations}) == 1
         assert neighbour.relations == subject.relations
-    assert set(world.subjects) == inventor.real_subjects
+    assert {fact.subject for fact in world.facts} == inventor.real_subjects
 
 
 def test_answers_are_half_invented_and_half_real_answers_of_the_relation():

@@ -86,11 +86,10 @@ def test_facts_are_true(asked):
     assert {key(fact): fact.answer for fact in load_world().facts}[asked] == SPOT_CHECKS[asked]
 
 
-def test_a_statement_is_the_prompt_and_the_answer():
+def test_a_prompt_is_a_phrasing_with_the_subject_in_it():
     fact = next(fact for fact in load_world().facts if key(fact) == ("France", "country_capital"))
     assert fact.prompt(0) == "The capital of France is"
-    assert fact.statement(0) == "The capital of France is Paris"
-    assert fact.statement(6) == "What is the capital of France? Answer: Paris"
+    assert fact.prompt(6) == "What is the capital of France? Answer:"
 
 
 @pytest.mark.parametrize("relation", load_world().relations, ids=lambda relation: relation.name)
