@@ -28,7 +28,8 @@ _READY_TIMEOUT_S = 30.0  # from running replicas to the first answer through the
 def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, quiet: bool = False) -> Iterator[str]:
     """Start Serve with the application, yield its base URL once it answers, and tear all of Serve down at the end.
 
-    The caller has connected to Ray. Everything that can be wrong with the arguments is found before Serve is started.
+    The caller has connected to Ray. What `build_app`, the port and the cluster's room tell is wrong is found before
+    Serve is started.
 
     Args:
         args: of the application.

@@ -387,7 +387,7 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     """Workers on GPUs where the cluster has them, else on its CPUs; each must fit on one node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     use_gpu = config.device != "cpu" and any(node.get("GPU", 0) > 0 for node in nodes)
-    if config.device == "cuda" and not use_gpu:
+    if config.device.startswith("cuda") and not use_gpu:
         raise ConfigError(f"device is {config.device!r}, but the Ray cluster has no GPU; give auto or cpu")
 
     def room(cpus: float) -> int:

@@ -6,6 +6,7 @@ import pytest
 import ray
 
 from recipe_ray.distributed.cluster import connect
+from recipe_ray.distributed.ingest import IngestConfig, _encoders
 from recipe_ray.distributed.train import _scaling
 from recipe_ray.errors import ConfigError, ServiceError
 from recipe_ray.presets import smoke
@@ -53,6 +54,7 @@ def test_a_worker_takes_what_fits_one_node(nodes, described, num_workers, cpus):
         ([{"CPU": 16.0, "GPU": 1.0}], {"cpus_per_worker": 64.0}, "of 64 CPUs and a GPU each do not fit"),
         ([{"CPU": 4.0, "GPU": 8.0}], {"num_workers": 8}, "8 workers of 1 CPUs and a GPU each do not fit: .* hold 4"),
         ([{"CPU": 4.0}], {"device": "cuda"}, "the Ray cluster has no GPU; give auto or cpu"),
+        ([{"CPU": 4.0}], {"device": "cuda:1"}, "the Ray cluster has no GPU; give auto or cpu"),
     ],
 )
 def test_what_fits_no_node_is_refused(nodes, described, changes, complaint):
@@ -64,6 +66,16 @@ def test_what_fits_no_node_is_refused(nodes, described, changes, complaint):
 def test_the_cpu_is_used_where_it_is_asked_for(nodes):
     nodes({"CPU": 8.0, "GPU": 1.0})
     assert not _scaling(config(device="cpu")).use_gpu
+
+
+def test_encoders_fill_the_cluster_and_more_than_fit_are_refused(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+    wanted = IngestConfig(source="dump.jsonl", table="table", editor="editor")
+    room = _encoders(wanted).num_encoders
+    assert 1 < room < 8
+    assert _encoders(dataclasses.replace(wanted, num_encoders=room)).num_encoders == room
+    with pytest.raises(ConfigError, match=f"num_encoders is {room + 1}, but the cluster has room for {room} of 1 CPUs"):
+        _encoders(dataclasses.replace(wanted, num_encoders=room + 1))
 
 
 @pytest.mark.parametrize("error", [ConnectionError("nobody\nthere"), ValueError("no address")])

@@ -1,7 +1,6 @@
 """The evaluation behind the published numbers: what is edited, what is asked, and that no question is a trap."""
 
 from recipe_ray.eval import testbed
-from recipe_ray.eval.cases import KINDS
 from recipe_ray.testbed.world import load_world
 
 WORLD = load_world()
@@ -38,10 +37,9 @@ def test_no_locality_question_is_edited_and_half_lie_next_to_an_edit():
     spared = [ASKED[case.locality_prompt][0] for case in CASES]
     assert not edited & {(fact.subject, fact.relation.name) for fact in spared}
     hard = [fact.subject in subjects or fact.relation.name in relations for fact in spared]
-    assert sum(hard) >= 500
+    assert sum(hard) == 500
 
 
 def test_the_cases_are_the_same_every_time_and_the_dump_holds_them():
     assert testbed.testbed_cases(1000) == CASES
-    assert {case.question(kind) for case in CASES for kind in KINDS} >= {case.prompt for case in CASES}
     assert [record["prompt"] for record in testbed.dump_records(CASES)] == [case.prompt for case in CASES]
