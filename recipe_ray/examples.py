@@ -21,6 +21,7 @@ class EditRecord:
         prompt: the edit's own question.
         target: what the edited LLM must say after it.
         subject: whom or what the edit is about; empty where the data set does not say.
+        true_target: what is true without the edit; empty where the data set does not say.
         generality: by kind, questions whose answer follows from the edit.
         locality: by kind, questions that the edit leaves alone.
     """
@@ -28,6 +29,7 @@ class EditRecord:
     prompt: str
     target: str
     subject: str = ""
+    true_target: str = ""
     generality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     locality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
 
@@ -35,6 +37,11 @@ class EditRecord:
     def statement(self) -> str:
         """The edit as the encoder reads it."""
         return f"{self.prompt} {self.target}"
+
+    @property
+    def template(self) -> str:
+        """The prompt without its subject: equal for edits of one relation in the same words; empty without subject."""
+        return self.prompt.replace(self.subject, "{}") if self.subject else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,8 @@
 """Batches of edits drawn from data sets."""
 
+import dataclasses
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from recipe_ray.errors import ConfigError
@@ -18,42 +20,72 @@ class EditBatches:
         spared: locality questions for edits that have none.
         batch_size: edits a batch.
         seed: any text.
+        hard_negatives: chance that an edit is followed by a near one instead of any: another of the same subject, or
+            else of the same template.
+        swapped_targets: chance that an edit takes the target of another edit of the same template: many more edits, and
+            no prompt that tells its target.
+        random_texts: texts of any kind, in place of locality questions.
+        random_text_share: how often.
 
     Raises:
         ConfigError: a batch is larger than the sources together.
     """
 
     def __init__(
-        self, sources: Sequence[Sequence[EditRecord]], *, spared: Sequence[Question], batch_size: int, seed: str
+        self,
+        sources: Sequence[Sequence[EditRecord]],
+        *,
+        spared: Sequence[Question],
+        batch_size: int,
+        seed: str,
+        hard_negatives: float = 0.0,
+        swapped_targets: float = 0.0,
+        random_texts: Sequence[Question] = (),
+        random_text_share: float = 0.0,
     ) -> None:
         num_edits = sum(map(len, sources))
         if batch_size > num_edits:
             raise ConfigError(
                 f"batch_size is {batch_size}, but the data holds {num_edits} edits; give fewer, or more data"
             )
-        self._sources = [tuple(source) for source in sources if source]
+        self._sources = [_Source(source) for source in sources if source]
         self._spared = spared
         self.batch_size = batch_size
         self.seed = seed
+        self._hard_negatives = hard_negatives
+        self._swapped_targets = swapped_targets
+        self._random_texts = random_texts
+        self._random_text_share = random_text_share
 
     def batch(self, number: int) -> list[EditExample]:
         """Batch `number`, of `batch_size` edits; the same for everyone who asks for it."""
         rng = random.Random(f"{self.seed}/{number}")
-        left = [list(range(len(source))) for source in self._sources]
-        examples = []
-        for _ in range(self.batch_size):
-            source = rng.choice([place for place, rows in enumerate(left) if rows])
-            rows = left[source]
-            place = rng.randrange(len(rows))
-            rows[place], rows[-1] = rows[-1], rows[place]
-            examples.append(self._example(self._sources[source][rows.pop()], rng))
+        left = [_Left(len(source.records)) for source in self._sources]
+        examples: list[EditExample] = []
+        place = row = -1
+        while len(examples) < self.batch_size:
+            near = None
+            if examples and rng.random() < self._hard_negatives:
+                near = self._sources[place].near(row, left[place], rng)
+            if near is None:
+                place = rng.choice([place for place, rows in enumerate(left) if rows])
+                near = left[place].any(rng)
+            row = near
+            left[place].take(row)
+            examples.append(self._example(self._sources[place], row, rng))
         return examples
 
-    def _example(self, record: EditRecord, rng: random.Random) -> EditExample:
+    def _example(self, source: "_Source", row: int, rng: random.Random) -> EditExample:
+        record = source.records[row]
+        if rng.random() < self._swapped_targets:
+            record = _with_target(record, rng.choice(source.targets[record.template]))
         asked = (
             _draw(record.generality, rng) if record.generality else Question(prompt=record.prompt, target=record.target)
         )
-        spared = _draw(record.locality, rng) if record.locality else rng.choice(self._spared)
+        if rng.random() < self._random_text_share:
+            spared = rng.choice(self._random_texts)
+        else:
+            spared = _draw(record.locality, rng) if record.locality else rng.choice(self._spared)
         return EditExample(
             statement=record.statement,
             prompt=record.prompt,
@@ -63,6 +95,66 @@ class EditBatches:
             locality_prompt=spared.prompt,
             locality_target=spared.target,
         )
+
+
+class _Source:
+    """Edits with their groups: rows of one subject, rows and targets of one template."""
+
+    def __init__(self, records: Sequence[EditRecord]) -> None:
+        self.records = tuple(records)
+        self.targets: dict[str, list[str]] = defaultdict(list)
+        self._of_subject: dict[str, list[int]] = defaultdict(list)
+        self._of_template: dict[str, list[int]] = defaultdict(list)
+        for row, record in enumerate(self.records):
+            self.targets[record.template].append(record.target)
+            if record.subject:
+                self._of_subject[record.subject].append(row)
+                self._of_template[record.template].append(row)
+
+    def near(self, row: int, left: "_Left", rng: random.Random) -> int | None:
+        """Another row that is left, of the same subject or else of the same template, if there is one."""
+        record = self.records[row]
+        for group in (self._of_subject.get(record.subject), self._of_template.get(record.template)):
+            if candidates := [other for other in group or () if other in left]:
+                return rng.choice(candidates)
+        return None
+
+
+class _Left:
+    """Rows not drawn yet: any of them, or a certain one, in constant time."""
+
+    def __init__(self, num_rows: int) -> None:
+        self._rows = list(range(num_rows))
+        self._place = list(range(num_rows))
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def __contains__(self, row: int) -> bool:
+        return self._place[row] >= 0
+
+    def any(self, rng: random.Random) -> int:
+        return rng.choice(self._rows)
+
+    def take(self, row: int) -> None:
+        place, last = self._place[row], self._rows[-1]
+        self._rows[place], self._place[last] = last, place
+        self._rows.pop()
+        self._place[row] = -1
+
+
+def _with_target(record: EditRecord, target: str) -> EditRecord:
+    """The edit with another target; questions that had the old one have it too, others (hops) are gone."""
+    generality = {
+        kind: left
+        for kind, questions in record.generality.items()
+        if (
+            left := tuple(
+                Question(prompt=one.prompt, target=target) for one in questions if one.target == record.target
+            )
+        )
+    }
+    return dataclasses.replace(record, target=target, generality=generality)
 
 
 def _draw(questions: Mapping[str, tuple[Question, ...]], rng: random.Random) -> Question:

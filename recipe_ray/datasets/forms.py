@@ -1,9 +1,10 @@
 """The forms in which data sets of edits come, each read into `EditRecord`.
 
-- `edits`, users' own: prompt, target; if wanted, subject, and generality and locality, lists of {kind, prompt, target};
+- `edits`, users' own: prompt, target; if wanted, subject, true_target, and generality and locality, lists of {kind,
+  prompt, target};
 - `counterfact`, CounterFact as EasyEdit has it: prompt, target_new, subject, rephrase_prompt, locality_prompt,
-  locality_ground_truth;
-- `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans;
+  locality_ground_truth; ground_truth, if wanted;
+- `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans; answers, if wanted;
 - `ripe`, RippleEdits as RECIPE has it: prompt, target_new, subject, and six lists of {prompt, targets}.
 """
 
@@ -57,6 +58,17 @@ class Fields:
             raise EmptyTextError(f"{self.place}: {name!r} is empty; give a text")
         return value.strip()
 
+    def first_text(self, name: str, *, default: list[str] | None = None) -> str:
+        """The first of a list of texts, empty where the list is; `default`, if given, where the field is absent.
+
+        Raises:
+            FactError: it is anything else.
+        """
+        value = self.values.get(name, default)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise FactError(f"{self.place}: {name!r} is no list of texts")
+        return value[0].strip() if value else ""
+
     def items(self, name: str) -> list["Fields"]:
         """A list of objects; empty where the field is absent or null.
 
@@ -88,6 +100,7 @@ def read_edits(fields: Fields) -> EditRecord:
         prompt=fields.text("prompt"),
         target=target,
         subject=fields.text("subject", default=""),
+        true_target=fields.text("true_target", default=""),
         generality=generality,
         locality=locality,
     )
@@ -100,12 +113,19 @@ def read_counterfact(fields: Fields) -> EditRecord:
         own=("prompt", "target_new"),
         rephrased="rephrase_prompt",
         spared=("locality_prompt", "locality_ground_truth"),
+        true_target=fields.text("ground_truth", default=""),
     )
 
 
 def read_zsre(fields: Fields) -> EditRecord:
     """The form of zsRE in MEND: `alt` is the counterfactual answer, `loc` an unrelated question."""
-    return _with_one_of_each(fields, own=("src", "alt"), rephrased="rephrase", spared=("loc", "loc_ans"))
+    return _with_one_of_each(
+        fields,
+        own=("src", "alt"),
+        rephrased="rephrase",
+        spared=("loc", "loc_ans"),
+        true_target=fields.first_text("answers", default=[]),
+    )
 
 
 def read_ripe(fields: Fields) -> EditRecord:
@@ -127,13 +147,16 @@ FORMS: dict[str, Callable[[Fields], EditRecord]] = {
 }
 
 
-def _with_one_of_each(fields: Fields, *, own: tuple[str, str], rephrased: str, spared: tuple[str, str]) -> EditRecord:
+def _with_one_of_each(
+    fields: Fields, *, own: tuple[str, str], rephrased: str, spared: tuple[str, str], true_target: str
+) -> EditRecord:
     prompt, target = (fields.text(name) for name in own)
     unedited = Question(prompt=fields.text(spared[0]), target=fields.text(spared[1]))
     return EditRecord(
         prompt=prompt,
         target=target,
         subject=fields.text("subject", default=""),
+        true_target=true_target,
         generality={DEFAULT_GENERALITY_KIND: (Question(prompt=fields.text(rephrased), target=target),)},
         locality={DEFAULT_LOCALITY_KIND: (unedited,)},
     )
@@ -142,14 +165,11 @@ def _with_one_of_each(fields: Fields, *, own: tuple[str, str], rephrased: str, s
 def _ripe_questions(fields: Fields, kinds: tuple[str, ...]) -> dict[str, tuple[Question, ...]]:
     questions = {}
     for kind in kinds:
-        found = []
-        for item in fields.items(kind):
-            targets = item.values.get("targets")
-            if not isinstance(targets, list):
-                raise FactError(f"{item.place}: 'targets' is no list of texts")
-            if targets:
-                target = Fields(item.place, {"targets": targets[0]}).text("targets")
-                found.append(Question(prompt=item.text("prompt"), target=target))
+        found = tuple(
+            Question(prompt=item.text("prompt"), target=target)
+            for item in fields.items(kind)
+            if (target := item.first_text("targets"))
+        )
         if found:
-            questions[kind] = tuple(found)
+            questions[kind] = found
     return questions

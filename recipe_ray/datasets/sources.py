@@ -117,7 +117,7 @@ def read_edit_data(sources: Sequence[str]) -> EditData:
     Raises:
         ConfigError, FactError: as `open_training_data`.
     """
-    read = [_read(source) for source in sources]
+    read = [read_source(source) for source in sources]
     cleaned = clean([records for records, _ in read], num_empty=sum(num_empty for _, num_empty in read))
     training = tuple(tuple(record for record in part if not _is_tuning(record)) for part in cleaned.records)
     tuning = tuple(tuple(record for record in part if _is_tuning(record)) for part in cleaned.records)
@@ -139,7 +139,7 @@ def read_edit_data(sources: Sequence[str]) -> EditData:
     return EditData(training_edits=training, tuning_edits=tuning, spared=spared, cleaned=cleaned)
 
 
-def _read(source: str) -> tuple[list[EditRecord], int]:
+def read_source(source: str) -> tuple[list[EditRecord], int]:
     """The records of one source, and how many were left out because a text is empty."""
     form, path = _parse(source)
     records = []
@@ -160,5 +160,10 @@ def _parse(source: str) -> tuple[str, str]:
 
 
 def _is_tuning(record: EditRecord) -> bool:
+    return place_of_subject(record) < TUNING_SHARE
+
+
+def place_of_subject(record: EditRecord) -> float:
+    """Where a hash puts the record's subject, or else its prompt, on [0, 1): alike in every run and process."""
     digest = hashlib.blake2b((record.subject or record.prompt).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) % _BUCKETS < TUNING_SHARE * _BUCKETS
+    return int.from_bytes(digest) % _BUCKETS / _BUCKETS

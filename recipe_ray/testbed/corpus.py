@@ -8,8 +8,8 @@ import bisect
 import itertools
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from recipe_ray.pretraining.lm import Sentence
 from recipe_ray.testbed.inventions import Inventor
 from recipe_ray.testbed.wording import Wording, phrase
 from recipe_ray.testbed.world import Relation, World, WorldEdit
@@ -20,74 +20,58 @@ MAX_USES = 2
 MIXED_SHARE = 0.3  # of the uses: half in one phrasing and half in another, see Wording
 
 
-@dataclass(frozen=True, slots=True)
-class Sentence:
-    """`prompt + ' ' + answer + '.'`; `foreseeable` where a reader of all that came before could know the answer."""
-
-    prompt: str
-    answer: str
-    foreseeable: bool
-
-
 class Corpus:
-    """An endless stream of documents.
+    """Endless streams of documents.
 
     Args:
         world: the facts to learn.
         edits: the evaluation's counterfactual edits, which no document may state.
-        seed: of the whole stream.
-
-    Attributes:
-        context_share: share of documents that state a fact and use it; may be changed between documents.
     """
 
-    def __init__(self, world: World, edits: tuple[WorldEdit, ...], *, seed: int) -> None:
+    def __init__(self, world: World, edits: tuple[WorldEdit, ...]) -> None:
         self.world = world
         self.inventor = Inventor(world)
         self.mixed = Wording(world).mixed
-        self.rng = random.Random(seed)
         self.edited = {(edit.fact.subject, edit.fact.relation.name, edit.target) for edit in edits}
-        self.context_share = 0.0
         # Half of the plain statements are drawn with a skewed frequency, as facts are met in real text: a few are
         # learned early, and with them how recall works at all.
         self.skewed = list(world.facts)
-        self.rng.shuffle(self.skewed)
+        random.Random(0).shuffle(self.skewed)
         self.cumulative = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(self.skewed))))
 
-    def __iter__(self) -> Iterator[list[Sentence]]:
+    def documents(self, seed: str, *, context_share: float) -> Iterator[list[Sentence]]:
+        """Documents of a seed, a share of which state a fact and use it."""
+        rng = random.Random(seed)
         while True:
-            if self.rng.random() < self.context_share:
-                yield self.context_document()
+            if rng.random() < context_share:
+                yield self.context_document(rng)
             else:
-                yield [self.plain_statement() for _ in range(self.rng.randint(1, MAX_STATEMENTS))]
+                yield [self.plain_statement(rng) for _ in range(rng.randint(1, MAX_STATEMENTS))]
 
-    def plain_statement(self) -> Sentence:
+    def plain_statement(self, rng: random.Random) -> Sentence:
         """A true fact of the world in a trained phrasing."""
-        rng = self.rng
         if rng.random() < 0.5:
             fact = rng.choice(self.world.facts)
         else:
             fact = self.skewed[bisect.bisect(self.cumulative, rng.random() * self.cumulative[-1])]
         return Sentence(phrase(rng.choice(fact.relation.trained), fact.subject), fact.answer, foreseeable=True)
 
-    def context_document(self) -> list[Sentence]:
+    def context_document(self, rng: random.Random) -> list[Sentence]:
         """Up to three claims, then each again in other words, once or twice; now and then a true fact in between."""
-        rng = self.rng
         document, uses = [], []
         for _ in range(rng.choice(NUM_CLAIMS)):
-            subject, relation, answer, known = self._claim()
+            subject, relation, answer, known = self._claim(rng)
             stated, *used = rng.sample(relation.trained, 1 + rng.randint(1, MAX_USES))
             document.append(Sentence(phrase(stated, subject), answer, foreseeable=known))
             for use in used:
                 words = rng.choice(self.mixed[relation.name]) if rng.random() < MIXED_SHARE else use
                 uses.append(Sentence(phrase(words, subject), answer, foreseeable=True))
         if rng.random() < 0.3:
-            uses.append(self.plain_statement())
+            uses.append(self.plain_statement(rng))
         rng.shuffle(uses)
         return document + uses
 
-    def _claim(self) -> tuple[str, Relation, str, bool]:
-        rng = self.rng
+    def _claim(self, rng: random.Random) -> tuple[str, Relation, str, bool]:
         draw = rng.random()
         if draw < 0.3:
             invented = self.inventor.subject(rng)

@@ -1,6 +1,7 @@
 """What the testbed's LM reads gives away nothing of its evaluation, and what it states it uses."""
 
 import itertools
+import random
 from collections import Counter, defaultdict
 
 import pytest
@@ -8,7 +9,7 @@ from reading import WORLD, is_novel, questions
 
 from recipe_ray.testbed.corpus import Corpus
 from recipe_ray.testbed.inventions import Inventor
-from recipe_ray.testbed.tokenizer import train_tokenizer
+from recipe_ray.testbed.tokenizer import world_tokenizer
 from recipe_ray.testbed.world import SUBJECT, counterfactual_edits
 
 EDITS = counterfactual_edits(WORLD)
@@ -17,9 +18,8 @@ TRUE = {(fact.subject, fact.relation.name): fact.answer for fact in WORLD.facts}
 
 
 def read_corpus(num_documents, *, edits=EDITS, seed=3):
-    corpus = Corpus(WORLD, edits, seed=seed)
-    corpus.context_share = 0.5
-    return list(itertools.islice(iter(corpus), num_documents))
+    documents = Corpus(WORLD, edits).documents(str(seed), context_share=0.5)
+    return list(itertools.islice(documents, num_documents))
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +81,10 @@ def test_what_is_foreseeable_is_true_or_was_stated_before(documents):
 
 
 def test_every_fact_of_the_world_is_read_in_many_words():
-    corpus = Corpus(WORLD, EDITS, seed=0)
+    corpus, rng = Corpus(WORLD, EDITS), random.Random(0)
     seen = Counter()
     for _ in range(40_000):
-        sentence = corpus.plain_statement()
+        sentence = corpus.plain_statement(rng)
         assert sentence.foreseeable
         seen[sentence.prompt] += 1
     fact_of = {fact.prompt(number): fact for fact in WORLD.facts for number in range(len(fact.relation.trained))}
@@ -109,10 +109,10 @@ def test_the_tokenizer_reads_no_real_subject_and_no_novel_phrasing(monkeypatch):
         read.extend(texts)
         raise Stop
 
-    monkeypatch.setattr("recipe_ray.testbed.tokenizer.Tokenizer.train_from_iterator", record, raising=False)
+    monkeypatch.setattr("recipe_ray.pretraining.tokenizer.Tokenizer.train_from_iterator", record, raising=False)
     monkeypatch.setattr("recipe_ray.testbed.tokenizer.NUM_INVENTED_NAMES", 2000)
     with pytest.raises(Stop):
-        train_tokenizer(WORLD, seed=0, max_length=32)
+        world_tokenizer(WORLD, seed=0, max_length=32)
     # A text with a full stop is an answer; a few subjects are answers too (`French`, `Thomas Edison`).
     assert not {text.strip() for text in read} & Inventor(WORLD).real_subjects
     novel = {text.replace(SUBJECT, "") for relation in WORLD.relations for text in relation.novel}
