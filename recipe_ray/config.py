@@ -14,8 +14,15 @@ from recipe_ray.errors import ConfigError
 Pooling = Literal["max", "min", "mean", "pooler"]
 Similarity = Literal["inner_product", "cosine"]
 PromptPosition = Literal["first", "after_bos"]
+Questions = Literal["both", "random", "alternate"]
+Precision = Literal["float32", "bfloat16"]
 
 TESTBED = "testbed"  # the id of the LM and the encoder that ship with the package
+
+
+def _among(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(get_args(choices))}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +33,10 @@ class EditorConfig:
         llm: Hugging Face id or path of the frozen causal LM, or `testbed`.
         encoder: Hugging Face id or path of the bidirectional encoder, or `testbed`.
         key_width: K, width of keys, queries and sentinel (paper: 4096).
-        num_virtual_tokens: P, length of a continuous prompt (paper: 3).
-        num_sentinel_tokens: learned embedding vectors behind the Knowledge Sentinel (paper: 10).
+        num_virtual_tokens: P, length of a continuous prompt (paper: 3). 0 is an ablation, to be evaluated and not
+            served: the statement's own words are put before the question, and only the retriever is trained.
+        num_sentinel_tokens: learned embedding vectors behind the Knowledge Sentinel (paper: 10). 0 is an ablation
+            likewise: one threshold for all queries, fitted to tuning edits after training.
         pooling: what is concatenated of the encoder's token outputs (paper: max, min, mean; the authors' code adds the
             pooler output).
         similarity: inner_product divides by the square root of K (paper); cosine normalises keys, queries and sentinel
@@ -45,9 +54,9 @@ class EditorConfig:
     prompt_position: PromptPosition = "first"
 
     def __post_init__(self) -> None:
-        for name in ("key_width", "num_virtual_tokens", "num_sentinel_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
+        for name, least in (("key_width", 1), ("num_virtual_tokens", 0), ("num_sentinel_tokens", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
         if not self.pooling or len(set(self.pooling)) < len(self.pooling):
@@ -135,47 +144,128 @@ class Stage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LossConfig:
+    """Which terms there are, and over what; their weights are the stages'.
+
+    Attributes:
+        margin: what is won already is dropped: answer tokens, and queries of the sentinel terms, whose right
+            probability exceeds this many times the highest other one (authors' code: 1.2); None drops none (paper).
+        temperature: divides the similarities in the contrastive terms (paper: 1).
+        questions: both: each edit is asked in its own words and in others, in every term (paper). random: likewise,
+            but of the two a random one counts in the neighbour-oriented term and the other one in the sentinel-oriented
+            (the authors' code). alternate: every other edit is asked in its own words only, the rest in others only;
+            a step then takes twice the edits in the same time, and each has twice the negatives.
+        gather_negatives: keys of all workers are negatives, not only of a query's own.
+        queue_size: keys of so many past edits are negatives too.
+    """
+
+    margin: float | None = None
+    temperature: float = 1.0
+    questions: Questions = "both"
+    gather_negatives: bool = False
+    queue_size: int = 0
+
+    def __post_init__(self) -> None:
+        _among("questions", self.questions, Questions)
+        if self.margin is not None and self.margin < 1:
+            raise ConfigError(f"margin is {self.margin}; give a factor of 1 or more, or None")
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}; give a positive number")
+        if self.queue_size < 0:
+            raise ConfigError(f"queue_size is {self.queue_size}; give 0 or more")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What is trained and tuned on.
+
+    Attributes:
+        sources: `testbed` alone, or data sets, each `FORM:PATH` (see `recipe_ray.datasets.forms`), of which every edit
+            is drawn with equal chance.
+        tuning_sources: likewise, to choose by; if empty, a twentieth of the subjects of `sources` is set aside.
+        hard_negatives: chance that an edit is followed by one of the same subject or the same template.
+        swapped_targets: chance that an edit takes the target of another of the same template.
+        random_text: file of texts, one a line, local or s3://, to ask in place of locality questions.
+        random_text_share: how often.
+    """
+
+    sources: tuple[str, ...] = (TESTBED,)
+    tuning_sources: tuple[str, ...] = ()
+    hard_negatives: float = 0.0
+    swapped_targets: float = 0.0
+    random_text: str | None = None
+    random_text_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ConfigError(f"data is empty; give {TESTBED!r}, or FORM:PATH")
+        if TESTBED in self.sources + self.tuning_sources and (len(self.sources) > 1 or self.tuning_sources):
+            raise ConfigError(f"data names {TESTBED!r} beside other sources; it is mixed with none, give it alone")
+        for name in ("hard_negatives", "swapped_targets", "random_text_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a chance from 0 to 1")
+        if self.sources == (TESTBED,) and (self.hard_negatives or self.swapped_targets or self.random_text):
+            raise ConfigError(
+                f"hard_negatives, swapped_targets and random_text are of data sets, but data is {TESTBED!r}, whose "
+                "edits are made hard already; leave them out, or give data FORM:PATH"
+            )
+        if bool(self.random_text) != bool(self.random_text_share):
+            raise ConfigError(
+                f"random_text is {self.random_text!r} and random_text_share {self.random_text_share}; give both or none"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How an editor is trained.
 
     Attributes:
         editor: shape of the trained modules, and the LLM and encoder they are trained for.
         stages: one after another.
-        data: what to train on: `testbed` alone, or data sets, each `FORM:PATH` (see `recipe_ray.datasets.forms`), of
-            which every edit is drawn with equal chance.
-        batch_size: edits a step and worker.
+        losses: which terms there are, and over what.
+        data: what is trained and tuned on.
+        batch_size: edits a step, over all workers.
+        accumulate: turns in which a worker goes through its share of a step, to save memory; without `gather_negatives`
+            or a queue, a turn's edits are the only negatives.
         encoder_lr: peak learning rate of the text encoder (paper: 1e-5 for everything, with pretrained RoBERTa).
         head_lr: of heads, sentinel and temperature.
         prompt_lr: of the prompt encoder.
         num_warm_start: edits to whose answers' embeddings the prompt encoder is fitted, by least squares, before the
             first step (see `recipe_ray.model.training.warm_start`); 0 for the paper's cold start.
-        split_queries: each step asks every other edit in its own words and the rest in other words, not each in both
-            as the paper does.
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
         max_grad_norm: gradients are scaled down to this norm.
         answer_end: text behind every target that the edited LLM must say too, so that answers end; empty for none.
+        precision: in which encoder, heads and LLM compute; trained weights and similarities are float32 always.
+        llm_checkpointing: keep no activations of the LLM but compute them again on the way back, to save memory.
+        shard_llm: spread the LLM's layers over the workers (FSDP2), for one that does not fit a GPU.
         seed: of weights and data.
-        num_workers: data-parallel workers of one training.
+        num_workers: data-parallel workers of one training, at most.
+        min_workers: go on with as few as these where workers are lost, until they come back; None for always all.
         cpus_per_worker: CPUs a worker reserves and computes with; None shares out what the cluster has.
         device: auto, cpu or cuda.
         log_every: steps between two reports of the metrics, each their mean since the last.
-        checkpoint_every: steps between two checkpoints.
+        checkpoint_every: steps between two checkpoints; each is measured on tuning edits, and the best one wins.
     """
 
     editor: EditorConfig
     stages: tuple[Stage, ...]
-    data: tuple[str, ...] = (TESTBED,)
+    losses: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
     batch_size: int = 8
+    accumulate: int = 1
     encoder_lr: float = 1e-5
     head_lr: float = 1e-5
     prompt_lr: float = 1e-5
     num_warm_start: int = 0
-    split_queries: bool = False
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
     answer_end: str = ""
+    precision: Precision = "float32"
+    llm_checkpointing: bool = False
+    shard_llm: bool = False
     seed: int = 0
     num_workers: int = 1
+    min_workers: int | None = None
     cpus_per_worker: float | None = None
     device: str = "auto"
     log_every: int = 25
@@ -184,24 +274,51 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("stages is empty; give at least one stage of training")
-        if not self.data:
-            raise ConfigError(f"data is empty; give {TESTBED!r}, or FORM:PATH")
-        if TESTBED in self.data and len(self.data) > 1:
-            raise ConfigError(f"data names {TESTBED!r} beside other sources; it is mixed with none, give it alone")
-        for name in ("batch_size", "num_workers", "log_every", "checkpoint_every"):
+        for name in ("batch_size", "accumulate", "num_workers", "log_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more")
         for name in ("encoder_lr", "head_lr", "prompt_lr", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a positive number")
+        _among("precision", self.precision, Precision)
         if not 0 <= self.warmup_share < 1:
             raise ConfigError(f"warmup_share is {self.warmup_share}; give a share from 0 to below 1")
         if self.num_warm_start < 0:
             raise ConfigError(f"num_warm_start is {self.num_warm_start}; give 0 or more")
-        if self.batch_size < 2:
-            raise ConfigError("batch_size is 1; contrastive losses need other edits beside each, give 2 or more")
         if self.cpus_per_worker is not None and self.cpus_per_worker <= 0:
             raise ConfigError(f"cpus_per_worker is {self.cpus_per_worker}; give a positive number, or leave it out")
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.num_workers:
+            raise ConfigError(
+                f"min_workers is {self.min_workers}; give 1 to num_workers ({self.num_workers}), or leave it out"
+            )
+        self._refuse_contradictions()
+
+    def _refuse_contradictions(self) -> None:
+        num_slices = self.num_workers * self.accumulate
+        if self.batch_size < 2 * num_slices:
+            raise ConfigError(
+                f"batch_size is {self.batch_size}, num_workers {self.num_workers}, accumulate {self.accumulate}; "
+                f"contrastive losses need other edits beside each, give a batch_size of {2 * num_slices} or more"
+            )
+        if self.losses.queue_size and self.num_workers > 1 and not self.losses.gather_negatives:
+            raise ConfigError(
+                f"queue_size is {self.losses.queue_size} and num_workers {self.num_workers}, but gather_negatives is "
+                "off; a queue holds the keys of all workers, turn it on or leave the queue out"
+            )
+        weights = [stage.weights for stage in self.stages]
+        if not self.editor.num_virtual_tokens and (
+            self.num_warm_start or any(one.edit or one.locality for one in weights)
+        ):
+            raise ConfigError(
+                "num_virtual_tokens is 0, but there are losses of the edited LLM or a warm start; without a continuous "
+                "prompt set the weights edit and locality, and num_warm_start, to 0"
+            )
+        if not self.editor.num_sentinel_tokens and any(one.sentinel for one in weights):
+            raise ConfigError(
+                "num_sentinel_tokens is 0, but the sentinel's loss has a weight; set the weight sentinel to 0"
+            )
+        if self.shard_llm and self.num_workers == 1:
+            raise ConfigError("shard_llm is on, but num_workers is 1; give 2 or more, or leave it off")
 
     @property
     def num_steps(self) -> int:
@@ -233,8 +350,3 @@ class TrainConfig:
                 return stage.weights
             step -= stage.num_steps
         return self.stages[-1].weights
-
-
-def _among(name: str, value: str, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} is {value!r}; give one of {', '.join(get_args(choices))}")

@@ -22,6 +22,7 @@ class EditRecord:
         target: what the edited LLM must say after it.
         subject: whom or what the edit is about; empty where the data set does not say.
         true_target: what is true without the edit; empty where the data set does not say.
+        name: what complaints call it: its file and record; empty where it comes from none.
         generality: by kind, questions whose answer follows from the edit.
         locality: by kind, questions that the edit leaves alone.
     """
@@ -30,6 +31,7 @@ class EditRecord:
     target: str
     subject: str = ""
     true_target: str = ""
+    name: str = ""
     generality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     locality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ class EditExample:
         generality_target: what the edited LLM must say after it, as a rule the same as `target`.
         locality_prompt: a question that the edit, and every other edit of its batch, leaves alone.
         locality_target: a continuation over whose positions the unedited LLM's distribution is kept.
+        name: as in `EditRecord`.
     """
 
     statement: str
@@ -65,6 +68,7 @@ class EditExample:
     generality_target: str
     locality_prompt: str
     locality_target: str
+    name: str = ""
 
 
 class Batches(Protocol):

@@ -2,8 +2,12 @@
 
 from collections.abc import Callable
 
-from recipe_ray.config import TESTBED, EditorConfig, LossWeights, Stage, TrainConfig
+from recipe_ray.config import TESTBED, EditorConfig, LossConfig, LossWeights, Stage, TrainConfig
 from recipe_ray.errors import ConfigError
+
+ROBERTA = "FacebookAI/roberta-base"
+MULTILINGUAL = "FacebookAI/xlm-roberta-base"
+REFERENCE_MARGIN = 1.2
 
 
 def testbed() -> TrainConfig:
@@ -21,8 +25,8 @@ def testbed() -> TrainConfig:
             Stage(num_steps=750, weights=LossWeights(sentinel=0.5, locality=0)),
             Stage(num_steps=300, weights=LossWeights(locality=0)),
         ),
+        losses=LossConfig(questions="alternate"),
         batch_size=64,
-        split_queries=True,
         encoder_lr=3e-4,
         head_lr=1e-3,
         prompt_lr=1e-3,

@@ -94,6 +94,7 @@ class EditBatches:
             generality_target=asked.target,
             locality_prompt=spared.prompt,
             locality_target=spared.target,
+            name=record.name,
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipe_ray.datasets.batches import EditBatches
+from recipe_ray.config import DataConfig
 from recipe_ray.datasets.sources import read_edit_data
 from recipe_ray.pretraining.encoder import new_encoder, train_encoder
 
@@ -29,25 +29,19 @@ SWAPPED_TARGETS = 0.5
 def pretrain(llm: Path, output: Path, *, train: Sequence[str], steps: int, learning_rate: float) -> dict[str, float]:
     """Train, save in bfloat16 and measure what was saved."""
     torch.manual_seed(SEED)
-    data = read_edit_data(train)
+    data = read_edit_data(
+        DataConfig(sources=tuple(train), hard_negatives=HARD_NEGATIVES, swapped_targets=SWAPPED_TARGETS)
+    )
     print(data, flush=True)
     lm = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32)
     lm_embeddings = lm.get_input_embeddings().weight.detach()
     tokenizer = AutoTokenizer.from_pretrained(llm)
     encoder = new_encoder(tokenizer, lm_embeddings, hidden_size=HIDDEN_WIDTH, num_heads=8, max_length=MAX_LENGTH)
-    batches = EditBatches(
-        data.training_edits,
-        spared=data.spared,
-        batch_size=EDITS_PER_STEP,
-        seed=f"{SEED}/training",
-        hard_negatives=HARD_NEGATIVES,
-        swapped_targets=SWAPPED_TARGETS,
-    )
     tuning = data.tuning(sum(map(len, data.tuning_edits)), "tuning").batch(0)
     measured = train_encoder(
         encoder,
         lm_embeddings,
-        batches.batch,
+        data.training(EDITS_PER_STEP, f"{SEED}/training").batch,
         tuning,
         output=output,
         steps=steps,

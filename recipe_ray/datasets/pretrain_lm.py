@@ -35,7 +35,7 @@ NUM_MEASURED = 1000
 def read(sources: Sequence[str]) -> tuple[tuple[EditRecord, ...], ...]:
     """The records of data sets, cleaned, by source."""
     read_ = [read_source(source) for source in sources]
-    cleaned = clean([records for records, _ in read_], num_empty=sum(num for _, num in read_))
+    cleaned = clean([source.records for source in read_], num_empty=sum(source.num_empty for source in read_))
     print(f"{', '.join(sources)}: {cleaned}", flush=True)
     return cleaned.records
 

@@ -1,22 +1,26 @@
 """Training data by name: the testbed's invented edits, or data sets, cleaned and split into training and tuning."""
 
+import dataclasses
 import hashlib
+import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
-from recipe_ray.config import TESTBED
+from recipe_ray.config import TESTBED, DataConfig
 from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
 from recipe_ray.datasets.reading import read_records
 from recipe_ray.errors import ConfigError, FactError
 from recipe_ray.examples import Batches, EditExample, EditRecord, Question
-from recipe_ray.store.files import absolute
+from recipe_ray.store.files import absolute, open_lines
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
 
 TUNING_SHARE = 0.05
+TEXT_ANSWER_WORDS = 4
 _BUCKETS = 10_000
 
 
@@ -35,26 +39,39 @@ class TrainingData(Protocol):
         """Training edits, so many or all there are."""
         ...
 
+    def manifest(self) -> dict[str, Any]:
+        """What was read, for a checkpoint to say: plain values for JSON."""
+        ...
 
-def absolute_sources(sources: Sequence[str]) -> tuple[str, ...]:
-    """The same sources as every process may be given them, wherever it runs.
+
+def absolute_sources(config: DataConfig) -> DataConfig:
+    """The same data as every process may be told of it, wherever it runs.
 
     Raises:
         ConfigError: as `open_training_data`.
     """
-    if tuple(sources) == (TESTBED,):
-        return tuple(sources)
-    return tuple(f"{form}:{absolute(path)}" for form, path in map(_parse, sources))
+    if config.sources == (TESTBED,):
+        return config
+
+    def at(sources: Sequence[str]) -> tuple[str, ...]:
+        return tuple(f"{form}:{absolute(path)}" for form, path in map(_parse, sources))
+
+    return dataclasses.replace(
+        config,
+        sources=at(config.sources),
+        tuning_sources=at(config.tuning_sources),
+        random_text=config.random_text and absolute(config.random_text),
+    )
 
 
-def open_training_data(sources: Sequence[str]) -> TrainingData:
-    """The testbed's edits, or those of data sets, each `FORM:PATH`.
+def open_training_data(config: DataConfig) -> TrainingData:
+    """The testbed's edits, or those of data sets.
 
     Raises:
         ConfigError: a source of another shape, or an unknown form.
         FactError: a file that cannot be read, a record that is not of its form, or too few edits left.
     """
-    return InventedData() if tuple(sources) == (TESTBED,) else read_edit_data(sources)
+    return InventedData() if config.sources == (TESTBED,) else read_edit_data(config)
 
 
 class InventedData:
@@ -75,25 +92,63 @@ class InventedData:
         """As in `TrainingData`."""
         return self.training(num_edits, seed).batch(0)
 
+    def manifest(self) -> dict[str, Any]:
+        """As in `TrainingData`."""
+        return {"sources": [TESTBED]}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The records of one data set.
+
+    Attributes:
+        name: `FORM:PATH`.
+        records: in their order.
+        num_empty: records left out because a text is empty.
+        sha256: over the records as they were read, so that it is the same however the file is compressed.
+    """
+
+    name: str
+    records: tuple[EditRecord, ...]
+    num_empty: int
+    sha256: str
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EditData:
     """Edits of data sets, by source.
 
     Attributes:
+        config: what was asked for.
+        sources: as read, those to tune on behind those to train on.
         training_edits, tuning_edits: of other subjects each.
         spared: locality questions for edits that have none of their own: those of all others.
+        random_texts: to ask in place of locality questions.
         cleaned: what the sources held, and what was dropped.
+        num_shared: edits to tune on that were dropped because their subjects are trained on.
     """
 
+    config: DataConfig
+    sources: tuple[Source, ...]
     training_edits: tuple[tuple[EditRecord, ...], ...]
     tuning_edits: tuple[tuple[EditRecord, ...], ...]
     spared: tuple[Question, ...]
+    random_texts: tuple[Question, ...]
     cleaned: Cleaned
+    num_shared: int
 
     def training(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
-        return EditBatches(self.training_edits, spared=self.spared, batch_size=batch_size, seed=seed)
+        return EditBatches(
+            self.training_edits,
+            spared=self.spared,
+            batch_size=batch_size,
+            seed=seed,
+            hard_negatives=self.config.hard_negatives,
+            swapped_targets=self.config.swapped_targets,
+            random_texts=self.random_texts,
+            random_text_share=self.config.random_text_share,
+        )
 
     def tuning(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
@@ -104,27 +159,45 @@ class EditData:
         """As in `TrainingData`."""
         return self.training(min(num_edits, sum(map(len, self.training_edits))), seed).batch(0)
 
+    def manifest(self) -> dict[str, Any]:
+        """As in `TrainingData`."""
+        sources = [
+            {"name": one.name, "records": len(one.records), "empty": one.num_empty, "sha256": one.sha256}
+            for one in self.sources
+        ]
+        return {"sources": sources, "summary": str(self)}
+
     def __str__(self) -> str:
         num_training, num_tuning = (sum(map(len, part)) for part in (self.training_edits, self.tuning_edits))
-        return f"{self.cleaned}; {num_training} to train on, {num_tuning} to tune on"
+        shared = f" (less {self.num_shared} whose subject is trained on)" if self.num_shared else ""
+        return f"{self.cleaned}; {num_training} to train on, {num_tuning} to tune on{shared}"
 
 
-def read_edit_data(sources: Sequence[str]) -> EditData:
-    """Read sources, each `FORM:PATH`, and set aside the edits of a twentieth of the subjects for tuning.
+def read_edit_data(config: DataConfig) -> EditData:
+    """Read data sets; where none are named to tune on, set aside the edits of a twentieth of the subjects.
 
     A subject is trained or tuned on by its hash, so another run or another worker splits alike, whatever else is read.
 
     Raises:
         ConfigError, FactError: as `open_training_data`.
     """
-    read = [read_source(source) for source in sources]
-    cleaned = clean([records for records, _ in read], num_empty=sum(num_empty for _, num_empty in read))
-    training = tuple(tuple(record for record in part if not _is_tuning(record)) for part in cleaned.records)
-    tuning = tuple(tuple(record for record in part if _is_tuning(record)) for part in cleaned.records)
-    for source, *parts in zip(sources, training, tuning, strict=True):
-        for part, purpose in zip(parts, ("train", "tune"), strict=True):
+    sources = tuple(read_source(name) for name in (*config.sources, *config.tuning_sources))
+    cleaned = clean([source.records for source in sources], num_empty=sum(source.num_empty for source in sources))
+    num_shared = 0
+    if config.tuning_sources:
+        training = cleaned.records[: len(config.sources)]
+        trained = {record.subject for part in training for record in part if record.subject}
+        held = cleaned.records[len(config.sources) :]
+        tuning = tuple(tuple(record for record in part if record.subject not in trained) for part in held)
+        num_shared = sum(map(len, held)) - sum(map(len, tuning))
+    else:
+        training = tuple(tuple(record for record in part if not _is_tuning(record)) for part in cleaned.records)
+        tuning = tuple(tuple(record for record in part if _is_tuning(record)) for part in cleaned.records)
+    names = (config.sources, config.tuning_sources or config.sources)
+    for names_of_part, parts, purpose in zip(names, (training, tuning), ("train", "tune"), strict=True):
+        for name, part in zip(names_of_part, parts, strict=True):
             if len(part) < 2:
-                raise FactError(f"{source}: {len(part)} edits left to {purpose} on ({cleaned}); give more of them")
+                raise FactError(f"{name}: {len(part)} edits left to {purpose} on ({cleaned}); give more of them")
     spared = tuple(
         question
         for part in cleaned.records
@@ -134,22 +207,55 @@ def read_edit_data(sources: Sequence[str]) -> EditData:
     )
     if not spared:
         raise FactError(
-            f"{', '.join(sources)}: no locality question ({cleaned}); give at least one edit one that it leaves alone"
+            f"{', '.join(config.sources)}: no locality question ({cleaned}); "
+            "give at least one edit one that it leaves alone"
         )
-    return EditData(training_edits=training, tuning_edits=tuning, spared=spared, cleaned=cleaned)
+    return EditData(
+        config=config,
+        sources=sources,
+        training_edits=training,
+        tuning_edits=tuning,
+        spared=spared,
+        random_texts=_read_texts(config.random_text) if config.random_text else (),
+        cleaned=cleaned,
+        num_shared=num_shared,
+    )
 
 
-def read_source(source: str) -> tuple[list[EditRecord], int]:
-    """The records of one source, and how many were left out because a text is empty."""
-    form, path = _parse(source)
+def read_source(name: str) -> Source:
+    """The records of one data set, `FORM:PATH`.
+
+    Raises:
+        ConfigError, FactError: as `open_training_data`.
+    """
+    form, path = _parse(name)
     records = []
     num_empty = 0
+    digest = hashlib.sha256()
     for place, values in read_records(path):
+        digest.update(json.dumps(values, sort_keys=True, default=str).encode())
         try:
-            records.append(FORMS[form](Fields(place, values)))
+            records.append(dataclasses.replace(FORMS[form](Fields(place, values)), name=place))
         except EmptyTextError:
             num_empty += 1
-    return records, num_empty
+    return Source(name=name, records=tuple(records), num_empty=num_empty, sha256=digest.hexdigest())
+
+
+def _read_texts(path: str) -> tuple[Question, ...]:
+    """Texts of a file as questions: the last words of a line are what is kept of the LLM."""
+    try:
+        with open_lines(path) as stream:
+            lines = io.TextIOWrapper(stream, encoding="utf-8").read().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FactError(f"{path}: cannot be read as UTF-8 text, plain or .gz ({reason})") from error
+    texts = [words for line in lines if len(words := line.split()) > TEXT_ANSWER_WORDS]
+    if not texts:
+        raise FactError(f"{path}: holds no line of more than {TEXT_ANSWER_WORDS} words; give texts, one a line")
+    return tuple(
+        Question(prompt=" ".join(words[:-TEXT_ANSWER_WORDS]), target=" ".join(words[-TEXT_ANSWER_WORDS:]))
+        for words in texts
+    )
 
 
 def _parse(source: str) -> tuple[str, str]:

@@ -31,9 +31,9 @@ def split(
     """
     if abs(sum(shares.values()) - 1) > 1e-6 or min(shares.values()) <= 0:
         raise ConfigError(f"shares are {dict(shares)}; give positive ones that add up to 1")
-    records, num_empty = read_source(source)
-    cleaned = clean([records], num_empty=num_empty)
-    held = {record.subject for other in without for record in read_source(other)[0]}
+    read = read_source(source)
+    cleaned = clean([read.records], num_empty=read.num_empty)
+    held = {record.subject for other in without for record in read_source(other).records}
     left = [record for record in cleaned.records[0] if record.subject not in held]
     parts = {}
     edges = [0.0, *itertools.accumulate(shares.values())]

@@ -79,6 +79,8 @@ class Editor(nn.Module):
     scores of retrieval alike: q·k/√K for `inner_product`, the learned temperature times the cosine for `cosine`.
     """
 
+    threshold: Tensor  # scalar float32, of an editor without sentinel
+
     def __init__(self, config: EditorConfig, encoder: TextEncoder, *, llm_width: int) -> None:
         super().__init__()
         self.config = config
@@ -89,16 +91,21 @@ class Editor(nn.Module):
         # One start for both heads: then a query already lies near the key of a like statement, since a random
         # projection keeps inner products; two independent starts would hide what the encoder knows.
         self.query_head.load_state_dict(self.key_head.state_dict())
-        self.prompt_encoder = PromptEncoder(config.key_width, config.num_virtual_tokens, llm_width)
-        sentinel_SH = torch.empty(config.num_sentinel_tokens, encoder.hidden_width)
-        self.sentinel_SH = nn.Parameter(sentinel_SH.uniform_(-SENTINEL_INIT_RANGE, SENTINEL_INIT_RANGE))
+        self.prompt_encoder: PromptEncoder | None = None
+        if config.num_virtual_tokens:
+            self.prompt_encoder = PromptEncoder(config.key_width, config.num_virtual_tokens, llm_width)
+        if config.num_sentinel_tokens:
+            sentinel_SH = torch.empty(config.num_sentinel_tokens, encoder.hidden_width)
+            self.sentinel_SH = nn.Parameter(sentinel_SH.uniform_(-SENTINEL_INIT_RANGE, SENTINEL_INIT_RANGE))
+        else:
+            self.register_buffer("threshold", torch.tensor(torch.inf))
         if config.similarity == "cosine":
             self.log_scale = nn.Parameter(torch.tensor(math.log(20.0)))
 
     @property
     def device(self) -> torch.device:
         """Where the editor computes."""
-        return self.sentinel_SH.device
+        return self.key_head.project.weight.device
 
     def keys(self, pooled_FC: Tensor) -> Tensor:
         """Keys [F, K] of pooled statements."""
@@ -113,11 +120,13 @@ class Editor(nn.Module):
         return cast(Tensor, queries_BK / math.sqrt(self.config.key_width))
 
     def sentinel(self) -> Tensor:
-        """Θ [K], the sentinel's key."""
+        """Θ [K], the sentinel's key; an editor without a sentinel has none."""
         return self.keys(self.encoder.embed(self.sentinel_SH[None]))[0]
 
     def prompts(self, keys_FK: Tensor) -> Tensor:
         """Continuous prompts [F, P, D]: a function of the keys alone."""
+        if self.prompt_encoder is None:
+            return keys_FK.new_empty(len(keys_FK), 0, self.llm_width)
         return cast(Tensor, self.prompt_encoder(self.prompt_inputs(keys_FK)))
 
     def prompt_inputs(self, keys_FK: Tensor) -> Tensor:
@@ -176,11 +185,25 @@ class Editor(nn.Module):
         return digest.hexdigest()[:32]
 
     def identity(self) -> EditorIdentity:
-        """What tables keep of this editor."""
-        with self._inference():
-            sentinel_K = self.sentinel().float().cpu().numpy()
+        """What tables keep of this editor.
+
+        Raises:
+            EditorError: an ablation, whose facts no table holds.
+        """
+        _check_servable(self.config, "this editor")
+        sentinel_K = self._sentinel_array()
         card = _Card(config=self.config, fingerprint=self.fingerprint(), llm_width=self.llm_width)
         return card.identity(sentinel_K)
+
+    def _sentinel_array(self) -> npt.NDArray[np.float32]:
+        with self._inference():
+            return self.sentinel().float().cpu().numpy()
+
+    def thresholds(self, queries_BK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """[B], what a fact's score must exceed for it to be applied: the similarity to Θ, or the one threshold."""
+        if self.config.num_sentinel_tokens:
+            return queries_BK @ self._sentinel_array()
+        return np.full(len(queries_BK), self.threshold.item(), np.float32)
 
     def load_weights(self, directory: str | Path) -> None:
         """Take over the weights that `save` wrote for an editor of this shape.
@@ -191,7 +214,8 @@ class Editor(nn.Module):
         path = Path(directory) / WEIGHTS_FILE
         try:
             weights = load_file(path)
-            weights.pop(SENTINEL_TENSOR)
+            if self.config.num_sentinel_tokens:
+                weights.pop(SENTINEL_TENSOR)
             self.load_state_dict(weights)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             raise _unreadable(path, error) from error
@@ -202,12 +226,13 @@ class Editor(nn.Module):
         path.mkdir(parents=True, exist_ok=True)
         self.encoder.model.config.save_pretrained(path / ENCODER_FOLDER)
         self.encoder.tokenizer.save_pretrained(path / ENCODER_FOLDER)
-        identity = self.identity()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file({**weights, SENTINEL_TENSOR: torch.from_numpy(identity.sentinel_K)}, path / WEIGHTS_FILE)
+        if self.config.num_sentinel_tokens:
+            weights[SENTINEL_TENSOR] = torch.from_numpy(self._sentinel_array())
+        save_file(weights, path / WEIGHTS_FILE)
         card = {
             "config": self.config.to_dict(),
-            "fingerprint": identity.fingerprint,
+            "fingerprint": self.fingerprint(),
             "llm_width": self.llm_width,
             **(extra or {}),
         }
@@ -224,6 +249,8 @@ def new_editor(config: EditorConfig, *, llm_embedding: nn.Module, llm_width: int
     """
     editor = Editor(config, load_encoder(config.encoder, config.pooling), llm_width=llm_width)
     vocabulary = torch.arange(cast(Any, llm_embedding).num_embeddings)
+    if editor.prompt_encoder is None:
+        return editor
     with torch.no_grad():
         sample_ND = llm_embedding(vocabulary[:: max(1, len(vocabulary) // 1024)].to(_device_of(llm_embedding)))
         keys_FK = torch.randn(256, config.key_width)
@@ -259,10 +286,11 @@ def read_identity(path: str | Path) -> EditorIdentity:
     """What `Editor.identity` gives, read from the directory without building a model.
 
     Raises:
-        EditorError: no editor there, or damaged.
+        EditorError: no editor there, damaged, or an ablation, whose facts no table holds.
     """
     folder = Path(path)
     card = _read_card(folder)
+    _check_servable(card.config, str(folder))
     try:
         with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
             sentinel_K = weights.get_tensor(SENTINEL_TENSOR)
@@ -307,6 +335,14 @@ def _read_card(folder: Path) -> _Card:
     except ConfigError as error:
         raise _unreadable(path, error) from error
     return _Card(config=config, fingerprint=card["fingerprint"], llm_width=card["llm_width"])
+
+
+def _check_servable(config: EditorConfig, place: str) -> None:
+    for name in ("num_virtual_tokens", "num_sentinel_tokens"):
+        if not getattr(config, name):
+            raise EditorError(
+                f"{place}: an ablation ({name} is 0), which can be evaluated, not served; train one with {name} above 0"
+            )
 
 
 def _unreadable(path: Path, error: BaseException) -> EditorError:

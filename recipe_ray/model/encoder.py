@@ -60,15 +60,15 @@ class TextEncoder(nn.Module):
         limit = self.max_tokens
         return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in cast("list[list[int]]", encoded)]
 
-    def pad(self, token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Right-padded ids and mask, both int64 [B, T], on the encoder's device."""
+    def pad(self, token_ids: Sequence[Sequence[int]], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+        """Right-padded ids and mask, both int64 [B, T], on the encoder's device unless another is given."""
         width = max(map(len, token_ids))
         ids_BT = torch.full((len(token_ids), width), int(self.model.config.pad_token_id or 0), dtype=torch.long)
         mask_BT = torch.zeros_like(ids_BT)
         for row, ids in enumerate(token_ids):
             ids_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
             mask_BT[row, : len(ids)] = 1
-        device = self.model.device
+        device = device or self.model.device
         return ids_BT.to(device), mask_BT.to(device)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:

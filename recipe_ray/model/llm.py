@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -80,6 +81,29 @@ class FrozenLLM:
         """Context in tokens, virtual tokens and answer included."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or UNBOUNDED_CONTEXT)
 
+    def save_memory(self) -> None:
+        """Keep no activations on the way forward, compute them again on the way back (gradient checkpointing).
+
+        transformers does so in training mode alone; what that mode would change beside, dropout, is turned off.
+        """
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        for name in ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"):
+            if getattr(self.model.config, name, 0):
+                setattr(self.model.config, name, 0.0)
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.model.train()
+
+    def shard(self) -> None:
+        """Spread the layers' weights over the workers of the default process group (FSDP2), gathered as each computes.
+
+        Embeddings and head stay whole: prompts are laid among embeddings outside the layers.
+        """
+        layers = max((one for one in self.model.modules() if isinstance(one, nn.ModuleList)), key=len)
+        for layer in layers:
+            fully_shard(layer)
+
     def check_prompt_width(self, width: int) -> None:
         """Refuse continuous prompts that were made for an LLM of another width.
 
@@ -101,15 +125,20 @@ class FrozenLLM:
         return len(self.tokenize(text))
 
     def pad(
-        self, token_ids: Sequence[Sequence[int]], num_virtual_tokens: Sequence[int], position: PromptPosition
+        self,
+        token_ids: Sequence[Sequence[int]],
+        num_virtual_tokens: Sequence[int],
+        position: PromptPosition,
+        *,
+        device: torch.device | None = None,
     ) -> PaddedRows:
-        """`pad_rows` for this LM's tokenizer and device."""
+        """`pad_rows` for this LM's tokenizer and, unless another is given, its device."""
         return pad_rows(
             token_ids,
             num_virtual_tokens=num_virtual_tokens,
             position=position,
             bos_token_id=self.tokenizer.bos_token_id,
-            device=self.device,
+            device=device or self.device,
         )
 
     def answer_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, *, num_answer_tokens: int) -> Tensor:

@@ -1,58 +1,77 @@
 """The losses of RECIPE, one function a term (arXiv 2405.03279, section 4, "Model Training").
 
-Shape letters: B edits, A answer tokens, V vocabulary, F keys, K key width.
+Each gives its value element by element, a query or an answer token at a time; a step divides sums by the counts of its
+whole batch, whichever worker holds them. A `margin` drops, as the authors' code does and the paper's formulas do not
+show, what is won already: where the right probability exceeds `margin` times the highest other one.
+
+Shape letters: B queries, A answer tokens, V vocabulary, F candidate keys, K key width.
 """
+
+import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 
-def answer_loss(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor) -> Tensor:
-    """-log f(o | p ⊕ q), a mean over answer tokens: reliability and generality.
+def answer_nll(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor, *, margin: float | None = None) -> Tensor:
+    """-log f(o | p ⊕ q) of each answer token, [B, A]: reliability and generality; 0 where the mask is.
 
     Args:
         logits_BAV: logits that predict each answer token.
         answers_BA: int64 answer tokens; any token id where the mask is 0.
         mask_BA: 1 where an answer token stands.
+        margin: see above.
     """
-    nll_BA = functional.cross_entropy(logits_BAV.float().transpose(1, 2), answers_BA, reduction="none")
-    return (nll_BA * mask_BA).sum() / mask_BA.sum()
+    logits_BVA = logits_BAV.float().transpose(1, 2)
+    nll_BA = functional.cross_entropy(logits_BVA, answers_BA, reduction="none")
+    return nll_BA * mask_BA * _not_won(logits_BVA, answers_BA, margin)
 
 
-def locality_loss(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> Tensor:
-    """KL(f(·|q) ‖ f(·|p ⊕ q)), a mean over the answer's positions."""
+def locality_kl(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> Tensor:
+    """KL(f(·|q) ‖ f(·|p ⊕ q)) at each of the answer's positions, [B, A]; 0 where the mask is."""
     edited = functional.log_softmax(edited_BAV.float(), -1)
     unedited = functional.log_softmax(unedited_BAV.float(), -1)
     kl_BA = functional.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
-    return (kl_BA * mask_BA).sum() / mask_BA.sum()
+    return kl_BA * mask_BA
 
 
-def neighbour_loss(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_B: Tensor) -> Tensor:
-    """Each query against its own key, the other keys and the sentinel being negatives.
+def neighbour_nll(logits_BF: Tensor, own_B: Tensor) -> Tensor:
+    """Each query against its own key, [B]; the other keys and the sentinel are negatives.
 
     Args:
-        queries_BK: scaled queries of edits (reliability or generality prompts).
-        keys_FK: all keys of the batch.
-        sentinel_K: Θ.
-        own_B: int64, each query's own row in `keys_FK`.
+        logits_BF: similarities of queries of edits (reliability or generality prompts) to all candidates.
+        own_B: int64, the column of each query's own key.
     """
-    return functional.cross_entropy(similarities(queries_BK, keys_FK, sentinel_K), own_B)
+    return functional.cross_entropy(logits_BF, own_B, reduction="none")
 
 
-def sentinel_loss_unrelated(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor) -> Tensor:
-    """Queries that no fact answers against Θ, all keys being negatives."""
-    logits = similarities(queries_BK, keys_FK, sentinel_K)
-    return functional.cross_entropy(logits, torch.full((len(logits),), len(keys_FK), device=logits.device))
+def sentinel_nll_unrelated(logits_BF: Tensor, *, margin: float | None = None) -> Tensor:
+    """Queries that no fact answers against Θ, [B]; Θ is the last candidate, all keys are negatives."""
+    return _nll_of_last(logits_BF, margin)
 
 
-def sentinel_loss_related(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor, own_B: Tensor) -> Tensor:
-    """Queries of edits against Θ with their own key left out, so that Θ ranks second."""
-    logits = similarities(queries_BK, keys_FK, sentinel_K)
-    logits = logits.scatter(1, own_B[:, None], -torch.inf)
-    return functional.cross_entropy(logits, torch.full((len(logits),), len(keys_FK), device=logits.device))
+def sentinel_nll_related(logits_BF: Tensor, own_B: Tensor, *, margin: float | None = None) -> Tensor:
+    """Queries of edits against Θ with their own key left out, [B], so that Θ ranks second."""
+    return _nll_of_last(logits_BF.scatter(1, own_B[:, None], -torch.inf), margin)
 
 
-def similarities(queries_BK: Tensor, keys_FK: Tensor, sentinel_K: Tensor) -> Tensor:
-    """Logits [B, F + 1] of queries against all keys and, last, the sentinel."""
-    return queries_BK @ torch.cat([keys_FK, sentinel_K[None]]).T
+def similarities(queries_BK: Tensor, candidates_FK: Tensor) -> Tensor:
+    """Similarities [B, F] of scaled queries to all candidates."""
+    return queries_BK @ candidates_FK.T
+
+
+def _nll_of_last(logits_BF: Tensor, margin: float | None) -> Tensor:
+    last_B = torch.full((len(logits_BF),), logits_BF.shape[1] - 1, device=logits_BF.device)
+    nll_B = functional.cross_entropy(logits_BF, last_B, reduction="none")
+    return nll_B * _not_won(logits_BF, last_B, margin)
+
+
+def _not_won(logits: Tensor, right: Tensor, margin: float | None) -> Tensor | float:
+    """1 where the right class, of those along dimension 1, does not exceed the highest other by the factor."""
+    if margin is None:
+        return 1.0
+    with torch.no_grad():
+        own = logits.gather(1, right.unsqueeze(1))
+        others = logits.scatter(1, right.unsqueeze(1), -torch.inf).amax(1)
+        return (own.squeeze(1) <= others + math.log(margin)).to(logits.dtype)
