@@ -4,19 +4,29 @@ from typing import get_args
 
 import pytest
 
-from recipe_ray.config import EditorConfig, LossWeights, Pooling, Stage, TrainConfig, editor_config_from_dict
+from recipe_ray.config import (
+    DataConfig,
+    EditorConfig,
+    LossConfig,
+    LossWeights,
+    Pooling,
+    Stage,
+    TrainConfig,
+    editor_config_from_dict,
+)
 from recipe_ray.errors import ConfigError
 from recipe_ray.presets import PRESETS, preset
 
 EDITOR = EditorConfig(llm="testbed", encoder="testbed")
 TRAIN = TrainConfig(editor=EDITOR, stages=(Stage(num_steps=1),))
+REAL = DataConfig(sources=("zsre:x",))
 
 
 @pytest.mark.parametrize(
     ("config", "changes", "complaint"),
     [
         (EDITOR, {"key_width": 0}, "key_width is 0; give 1 or more"),
-        (EDITOR, {"num_virtual_tokens": 0}, "num_virtual_tokens is 0"),
+        (EDITOR, {"num_virtual_tokens": -1}, "num_virtual_tokens is -1; give 0 or more"),
         (EDITOR, {"num_sentinel_tokens": -1}, "num_sentinel_tokens is -1"),
         (EDITOR, {"similarity": "euclidean"}, "similarity is 'euclidean'; give one of inner_product, cosine"),
         (EDITOR, {"prompt_position": "last"}, "prompt_position is 'last'; give one of first, after_bos"),
@@ -31,10 +41,39 @@ TRAIN = TrainConfig(editor=EDITOR, stages=(Stage(num_steps=1),))
         ),
         (Stage(num_steps=1), {"num_steps": 0}, "a stage has 0 steps"),
         (TRAIN, {"stages": ()}, "stages is empty"),
-        (TRAIN, {"data": ()}, "data is empty; give 'testbed', or FORM:PATH"),
-        (TRAIN, {"data": ("testbed", "zsre:x")}, "data names 'testbed' beside other sources"),
+        (DataConfig(), {"sources": ()}, "data is empty; give 'testbed', or FORM:PATH"),
+        (DataConfig(), {"sources": ("testbed", "zsre:x")}, "data names 'testbed' beside other sources"),
+        (DataConfig(), {"tuning_sources": ("zsre:x",)}, "data names 'testbed' beside other sources"),
+        (DataConfig(), {"hard_negatives": 0.5}, "hard_negatives, swapped_targets and random_text are of data sets"),
+        (REAL, {"hard_negatives": 1.5}, r"hard_negatives is 1\.5; give a chance from 0 to 1"),
+        (REAL, {"random_text": "x.txt"}, r"random_text is 'x\.txt' and random_text_share 0\.0; give both or none"),
+        (REAL, {"random_text_share": 0.5}, r"random_text is None and random_text_share 0\.5; give both or none"),
+        (LossConfig(), {"margin": 0.5}, r"margin is 0\.5; give a factor of 1 or more, or None"),
+        (LossConfig(), {"temperature": 0.0}, r"temperature is 0\.0; give a positive number"),
+        (LossConfig(), {"questions": "none"}, "questions is 'none'; give one of both, random, alternate"),
+        (LossConfig(), {"queue_size": -1}, "queue_size is -1"),
+        (TRAIN, {"batch_size": 7, "num_workers": 2, "accumulate": 2}, "give a batch_size of 8 or more"),
+        (
+            TRAIN,
+            {"num_workers": 2, "losses": LossConfig(queue_size=8)},
+            "queue_size is 8 and num_workers 2, but gather_negatives is off",
+        ),
+        (TRAIN, {"num_workers": 2, "min_workers": 3}, r"min_workers is 3; give 1 to num_workers \(2\)"),
+        (TRAIN, {"shard_llm": True}, "shard_llm is on, but num_workers is 1"),
+        (TRAIN, {"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16"),
+        (TRAIN, {"accumulate": 0}, "accumulate is 0"),
+        (
+            TRAIN,
+            {"editor": dataclasses.replace(EDITOR, num_virtual_tokens=0)},
+            "num_virtual_tokens is 0, but there are losses of the edited LLM",
+        ),
+        (
+            TRAIN,
+            {"editor": dataclasses.replace(EDITOR, num_sentinel_tokens=0)},
+            "num_sentinel_tokens is 0, but the sentinel's loss has a weight",
+        ),
         (TRAIN, {"batch_size": 0}, "batch_size is 0"),
-        (TRAIN, {"batch_size": 1}, "batch_size is 1; contrastive losses need other edits"),
+        (TRAIN, {"batch_size": 1}, "batch_size is 1, .*contrastive losses need other edits"),
         (TRAIN, {"num_workers": 0}, "num_workers is 0"),
         (TRAIN, {"log_every": 0}, "log_every is 0"),
         (TRAIN, {"checkpoint_every": 0}, "checkpoint_every is 0"),

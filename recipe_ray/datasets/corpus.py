@@ -37,6 +37,7 @@ class RecordCorpus:
         random.Random(0).shuffle(self.skewed)
         self.cumulative = list(itertools.accumulate(1 / (rank + 10) for rank in range(len(self.skewed))))
         self.subjects = [record.subject.split() for record in self.training if record.subject]
+        self.real_subjects = {record.subject for record in [*self.training, *self.known]}
         self.claimable = [[record for record in source if len(wordings(record)) > 1] for source in sources]
         # A small source is read about more often than its size says, a large one less.
         self.source_weights = [math.sqrt(len(source)) for source in self.claimable]
@@ -72,8 +73,8 @@ class RecordCorpus:
                 answer, known = record.true_target, True
             else:
                 answer, known = self._other_answer(record, self.pools[source], rng), False
-                if draw < TRUE_SHARE + RENAMED_SHARE and record.subject:
-                    name = self._invented_name(rng)
+                name = self._invented_name(rng)
+                if draw < TRUE_SHARE + RENAMED_SHARE and record.subject and name not in self.real_subjects:
                     stated, used = (text.replace(record.subject, name) for text in (stated, used))
             document.append(Sentence(stated, answer, foreseeable=known))
             uses.append(Sentence(used, answer, foreseeable=True))

@@ -95,8 +95,7 @@ class _Loop:
         self.model = ray.train.torch.prepare_model(
             joint,
             parallel_strategy_kwargs={
-                "find_unused_parameters": True,  # a stage without edit losses trains no prompt encoder
-                "broadcast_buffers": False,  # the queue is the same everywhere as it is
+                "find_unused_parameters": True  # a stage without edit losses trains no prompt encoder
             },
         )
         self.optimizer, self.schedule = make_optimizer(joint.editor, config)
@@ -251,7 +250,7 @@ class _Loop:
                 "before": self.before,
                 "optimizer": self.optimizer.state_dict(),
                 "schedule": self.schedule.state_dict(),
-                "queue": {name: buffer for name, buffer in joint.named_buffers() if name.startswith("queue")},
+                "queue": {"keys": joint.queue_QK, "ids": joint.queue_ids_Q},
             }
             torch.save(state, folder / STATE_FILE)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
@@ -270,8 +269,8 @@ class _Loop:
             self.history = json.loads((folder / HISTORY_FILE).read_text())
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        for name, buffer in state["queue"].items():
-            self.joint.get_buffer(name).copy_(buffer)
+        self.joint.queue_QK = state["queue"]["keys"].to(self.device)
+        self.joint.queue_ids_Q = state["queue"]["ids"].to(self.device)
         self.before = state["before"]
         self.last_checkpoint = state["step"]
         return int(state["step"])

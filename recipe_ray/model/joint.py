@@ -4,9 +4,10 @@ Shape letters: B edits of this worker, N questions, F candidate keys, R rows of 
 P virtual tokens, D LLM width, V vocabulary.
 """
 
+from typing import Any, cast
+
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -37,9 +38,6 @@ class JointTraining(nn.Module):
         rank, num_workers: of this worker; more than one need an initialised process group.
     """
 
-    queue_QK: Tensor
-    queue_ids_Q: Tensor
-
     def __init__(
         self,
         editor: Editor,
@@ -59,9 +57,9 @@ class JointTraining(nn.Module):
         self.num_workers = num_workers
         self._llm = (llm,)  # in a tuple, so that nn.Module does not look inside
         # Keys of past edits, newest last; an id of -1 stands for none yet. With several workers those of all, so that
-        # every worker has the same.
-        self.register_buffer("queue_QK", torch.zeros(losses.queue_size, editor.config.key_width))
-        self.register_buffer("queue_ids_Q", torch.full((losses.queue_size,), -1, dtype=torch.long))
+        # every worker has the same; no buffers, which DistributedDataParallel would send around at every step.
+        self.queue_QK = torch.zeros(losses.queue_size, editor.config.key_width, device=editor.device)
+        self.queue_ids_Q = torch.full((losses.queue_size,), -1, dtype=torch.long, device=editor.device)
 
     @property
     def llm(self) -> FrozenLLM:
@@ -140,16 +138,16 @@ class JointTraining(nn.Module):
         size = self.losses.queue_size
         if not size:
             return keys_FK, ids_F, first
-        queue_QK, queue_ids_Q = self.queue_QK.clone(), self.queue_ids_Q.clone()
+        queue_QK, queue_ids_Q = self.queue_QK, self.queue_ids_Q
         if self.training:
-            self.queue_QK.copy_(torch.cat([queue_QK, keys_FK.detach()])[-size:])
-            self.queue_ids_Q.copy_(torch.cat([queue_ids_Q, ids_F])[-size:])
+            self.queue_QK = torch.cat([queue_QK, keys_FK.detach()])[-size:]
+            self.queue_ids_Q = torch.cat([queue_ids_Q, ids_F])[-size:]
         filled = queue_ids_Q >= 0
         return torch.cat([keys_FK, queue_QK[filled]]), torch.cat([ids_F, queue_ids_Q[filled]]), first
 
     def _llm_parts(self, groups: tuple[LLMGroup, ...], prompts_BPD: Tensor) -> Tensor:
         """Reliability, generality and locality, [3], over the rows of this worker."""
-        parts = prompts_BPD.new_zeros(len(PARTS))
+        parts = torch.zeros(len(PARTS), device=prompts_BPD.device)
         for group in groups:
             width = group.answers_RA.shape[1]
             logits_RAV = self.llm.answer_logits(group.rows, prompts_BPD[group.own_R], num_answer_tokens=width)
@@ -178,12 +176,31 @@ def _without_same(logits_NF: Tensor, ids_B: Tensor, ids_F: Tensor, asked: Asked,
 
 def _gathered(keys_BK: Tensor, batch: StepBatch, rank: int) -> tuple[Tensor, Tensor, int]:
     """The keys of all workers, through which gradients go back to their owners, with their ids."""
-    num_most = max(batch.shares)
-    padding = num_most - len(keys_BK)
-    keys = torch.distributed.nn.functional.all_gather(functional.pad(keys_BK, (0, 0, 0, padding)))
-    padded_ids = functional.pad(batch.statement_ids_B, (0, padding))
-    ids = [torch.empty_like(padded_ids) for _ in batch.shares]
-    torch.distributed.all_gather(ids, padded_ids)
-    cut_keys = [one[:size] for one, size in zip(keys, batch.shares, strict=True)]
-    cut_ids = [one[:size] for one, size in zip(ids, batch.shares, strict=True)]
-    return torch.cat(cut_keys), torch.cat(cut_ids), sum(batch.shares[:rank])
+    padding = max(batch.shares) - len(keys_BK)
+    padded_BK = functional.pad(keys_BK, (0, 0, 0, padding))
+    keys_WBK = cast(Tensor, _AllGather.apply(padded_BK, rank, len(batch.shares)))  # type: ignore[no-untyped-call]
+    ids_WB = _all_gathered(functional.pad(batch.statement_ids_B, (0, padding)), len(batch.shares))
+    keys = [one[:size] for one, size in zip(keys_WBK, batch.shares, strict=True)]
+    ids = [one[:size] for one, size in zip(ids_WB, batch.shares, strict=True)]
+    return torch.cat(keys), torch.cat(ids), sum(batch.shares[:rank])
+
+
+class _AllGather(torch.autograd.Function):
+    """The tensors of all workers, [W, ...]; the gradient of each worker's is the sum of what all have for it."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, rank: int, num_workers: int) -> Tensor:
+        ctx.rank = rank
+        return _all_gathered(tensor, num_workers)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        gradient = gradients[0].contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient[ctx.rank], None, None
+
+
+def _all_gathered(tensor: Tensor, num_workers: int) -> Tensor:
+    parts = [torch.empty_like(tensor) for _ in range(num_workers)]
+    torch.distributed.all_gather(parts, tensor.contiguous())
+    return torch.stack(parts)

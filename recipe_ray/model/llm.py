@@ -92,7 +92,10 @@ class FrozenLLM:
         for name in ("attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout"):
             if getattr(self.model.config, name, 0):
                 setattr(self.model.config, name, 0.0)
-        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable()
+        else:  # as transformers 5.17 calls it
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
 
     def shard(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from recipe_ray.config import LossWeights, Stage
+from recipe_ray.config import DataConfig, LossWeights, Stage
 from recipe_ray.distributed.train import train_editor
 from recipe_ray.errors import ConfigError, FactError, ModelError, OutputError
 from recipe_ray.model.editor import load_editor
@@ -50,14 +50,17 @@ def test_users_own_edits_are_trained_on_wherever_the_workers_run(ray_cluster, tm
     edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
     monkeypatch.chdir(tmp_path)
-    report = train(small(stages=(Stage(num_steps=2),), data=("edits:edits.jsonl",), num_warm_start=50), tmp_path)
+    report = train(
+        small(stages=(Stage(num_steps=2),), data=DataConfig(sources=("edits:edits.jsonl",)), num_warm_start=50),
+        tmp_path,
+    )
     assert report.num_steps_now == 2
     assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
     assert "200 edits read, 200 kept" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="was begun with data"):
         train(small(stages=(Stage(num_steps=2),), num_warm_start=50), tmp_path)
     with pytest.raises(FactError, match="no such file"):
-        train(small(data=("edits:none.jsonl",)), tmp_path, run="none")
+        train(small(data=DataConfig(sources=("edits:none.jsonl",))), tmp_path, run="none")
 
 
 def own_train_workers():

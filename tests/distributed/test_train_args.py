@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from recipe_ray.config import DataConfig
 from recipe_ray.distributed.train import TrainArgs
 from recipe_ray.errors import ConfigError
 from recipe_ray.presets import preset, smoke
@@ -20,9 +21,11 @@ def test_each_flag_replaces_its_part_of_the_preset():
         llm="an/llm",
         encoder="an/encoder",
         data=("zsre:a.json", "edits:b.jsonl"),
+        tuning_data=("edits:c.jsonl",),
         num_steps=40,
         batch_size=6,
         num_workers=3,
+        min_workers=2,
         cpus_per_worker=0.5,
         device="cpu",
         seed=9,
@@ -32,9 +35,10 @@ def test_each_flag_replaces_its_part_of_the_preset():
     assert config == dataclasses.replace(
         expected.stretched(40),
         editor=dataclasses.replace(expected.editor, llm="an/llm", encoder="an/encoder"),
-        data=("zsre:a.json", "edits:b.jsonl"),
+        data=DataConfig(sources=("zsre:a.json", "edits:b.jsonl"), tuning_sources=("edits:c.jsonl",)),
         batch_size=6,
         num_workers=3,
+        min_workers=2,
         cpus_per_worker=0.5,
         device="cpu",
         seed=9,

@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from recipe_ray.model.losses import (
-    answer_loss,
-    locality_loss,
-    neighbour_loss,
-    sentinel_loss_related,
-    sentinel_loss_unrelated,
+    answer_nll,
+    locality_kl,
+    neighbour_nll,
+    sentinel_nll_related,
+    sentinel_nll_unrelated,
+    similarities,
 )
 
 NUM_ANSWER_TOKENS = (2, 4, 1)  # of three edits; right-aligned, as rows of an LLM are
@@ -34,24 +35,41 @@ def places(mask_BA):
     return [tuple(place) for place in mask_BA.nonzero().tolist()]
 
 
-def test_the_answer_loss_is_the_mean_surprise_of_answer_tokens():
+def test_the_answer_loss_is_the_surprise_of_each_answer_token():
     logits, _, answers, mask = answer_tensors()
-    expected = np.mean([-log_softmax(logits[place].double().numpy())[answers[place]] for place in places(mask)])
-    assert answer_loss(logits, answers, mask).item() == pytest.approx(expected, rel=1e-5)
+    nll = answer_nll(logits, answers, mask)
+    for place in places(mask):
+        expected = -log_softmax(logits[place].double().numpy())[answers[place]]
+        assert nll[place].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("margin", [1.0, 1.2, 5.0])
+def test_a_margin_drops_what_exceeds_the_second_best_by_that_factor_and_nothing_else(margin):
+    logits, _, answers, mask = answer_tensors()
+    logits[1, 2, answers[1, 2]] = logits[1, 2].max() + 1  # e times the second best, which was the best
+    logits[0, 3, answers[0, 3]] = logits[0, 3].max() + 0.1
+    logits[1, 1, answers[1, 1]] = logits[1, 1].max() + 3
+    kept, dropped = answer_nll(logits, answers, mask), answer_nll(logits, answers, mask, margin=margin)
+    seen = set()
+    for place in places(mask):
+        chances = np.exp(log_softmax(logits[place].double().numpy()))
+        right = chances[answers[place]]
+        won = right > margin * np.delete(chances, answers[place]).max()
+        assert dropped[place].item() == pytest.approx(0 if won else kept[place].item())
+        seen.add(bool(won))
+    assert seen == {False, True}
 
 
 def test_the_locality_loss_is_the_divergence_of_the_edited_from_the_unedited_llm():
     edited, unedited, _, mask = answer_tensors()
-    terms = []
+    kl = locality_kl(edited, unedited, mask)
     for place in places(mask):
         log_edited = log_softmax(edited[place].double().numpy())
         log_unedited = log_softmax(unedited[place].double().numpy())
-        terms.append(sum(np.exp(log_unedited) * (log_unedited - log_edited)))
-    assert locality_loss(edited, unedited, mask).item() == pytest.approx(np.mean(terms), rel=1e-5)
-    assert locality_loss(edited, edited, mask).item() == pytest.approx(0, abs=1e-6)
-    assert locality_loss(edited, unedited, mask).item() != pytest.approx(
-        locality_loss(unedited, edited, mask).item(), rel=1e-2
-    )
+        expected = sum(np.exp(log_unedited) * (log_unedited - log_edited))
+        assert kl[place].item() == pytest.approx(expected, rel=1e-5)
+    assert locality_kl(edited, edited, mask).abs().max().item() == pytest.approx(0, abs=1e-6)
+    assert kl.sum().item() != pytest.approx(locality_kl(unedited, edited, mask).sum().item(), rel=1e-2)
 
 
 def test_positions_before_an_answer_change_neither_loss_nor_gradient():
@@ -61,9 +79,9 @@ def test_positions_before_an_answer_change_neither_loss_nor_gradient():
     dirty = torch.where(hidden[..., None], noise, logits).requires_grad_()
     dirty_unedited = torch.where(hidden[..., None], noise_unedited, unedited)
     dirty_answers = torch.where(hidden, other_answers, answers)
-    assert torch.equal(answer_loss(dirty, dirty_answers, mask), answer_loss(logits, answers, mask))
-    assert torch.equal(locality_loss(dirty, dirty_unedited, mask), locality_loss(logits, unedited, mask))
-    (answer_loss(dirty, dirty_answers, mask) + locality_loss(dirty, dirty_unedited, mask)).backward()
+    assert torch.equal(answer_nll(dirty, dirty_answers, mask), answer_nll(logits, answers, mask))
+    assert torch.equal(locality_kl(dirty, dirty_unedited, mask), locality_kl(logits, unedited, mask))
+    (answer_nll(dirty, dirty_answers, mask) + locality_kl(dirty, dirty_unedited, mask)).sum().backward()
     assert not dirty.grad[hidden].any()
     assert dirty.grad[~hidden].any()
 
@@ -74,43 +92,57 @@ def vectors():
     return queries_BK, keys_FK, torch.randn(6, generator=generator), torch.tensor([3, 0, 4, 0])
 
 
-def mean_surprise(queries, right, negatives):
-    """Mean of -log(exp(right) / (exp(right) + sum of exp(negatives))), inner products in float64."""
-    total = 0.0
+def candidates(keys, sentinel):
+    return torch.cat([keys, sentinel[None]])
+
+
+def surprises(queries, right, negatives):
+    """-log(exp(right) / (exp(right) + sum of exp(negatives))) of each query, inner products in float64."""
+    found = []
     for row, query in enumerate(queries.double().numpy()):
         wanted = np.exp(query @ right(row).double().numpy())
         others = sum(np.exp(query @ negative.double().numpy()) for negative in negatives(row))
-        total -= np.log(wanted / (wanted + others))
-    return total / len(queries)
+        found.append(-np.log(wanted / (wanted + others)))
+    return pytest.approx(np.array(found), rel=1e-5)
 
 
 def test_the_neighbour_loss_sets_the_own_key_against_the_others_and_the_sentinel():
     queries, keys, sentinel, own = vectors()
-    expected = mean_surprise(
+    expected = surprises(
         queries,
         lambda row: keys[own[row]],
         lambda row: [*(key for fact, key in enumerate(keys) if fact != own[row]), sentinel],
     )
-    assert neighbour_loss(queries, keys, sentinel, own).item() == pytest.approx(expected, rel=1e-5)
+    assert neighbour_nll(similarities(queries, candidates(keys, sentinel)), own).numpy() == expected
 
 
 def test_an_unrelated_query_sets_the_sentinel_against_every_key():
     queries, keys, sentinel, _ = vectors()
-    expected = mean_surprise(queries, lambda row: sentinel, lambda row: list(keys))
-    assert sentinel_loss_unrelated(queries, keys, sentinel).item() == pytest.approx(expected, rel=1e-5)
+    expected = surprises(queries, lambda row: sentinel, lambda row: list(keys))
+    assert sentinel_nll_unrelated(similarities(queries, candidates(keys, sentinel))).numpy() == expected
 
 
 def test_a_related_query_sets_the_sentinel_against_every_key_but_its_own():
     queries, keys, sentinel, own = vectors()
-    expected = mean_surprise(
+    expected = surprises(
         queries, lambda row: sentinel, lambda row: [key for fact, key in enumerate(keys) if fact != own[row]]
     )
-    assert sentinel_loss_related(queries, keys, sentinel, own).item() == pytest.approx(expected, rel=1e-5)
+    assert sentinel_nll_related(similarities(queries, candidates(keys, sentinel)), own).numpy() == expected
+
+
+def test_a_margin_drops_sentinel_terms_that_are_won_whatever_the_own_key_says():
+    logits = torch.tensor([[9.0, 1.0, 2.0], [0.0, 3.0, 2.9], [0.0, 1.0, 1.1]])
+    own = torch.tensor([0, 0, 0])
+    won = [True, False, False]  # e¹ and 1/e⁰·¹ and e⁰·¹ times the other key that is left
+    kept, dropped = (sentinel_nll_related(logits, own, margin=margin) for margin in (None, 1.2))
+    assert dropped.tolist() == pytest.approx([0 if gone else one for gone, one in zip(won, kept.tolist(), strict=True)])
+    spared = sentinel_nll_unrelated(torch.tensor([[0.0, 1.0], [0.0, 0.1]]), margin=1.2)
+    assert [bool(one) for one in spared] == [False, True]
 
 
 def test_the_own_key_gets_no_gradient_from_the_related_sentinel_term():
     queries, keys, sentinel, own = vectors()
     keys.requires_grad_()
-    sentinel_loss_related(queries[:1], keys, sentinel, own[:1]).backward()
+    sentinel_nll_related(similarities(queries[:1], candidates(keys, sentinel)), own[:1]).sum().backward()
     assert keys.grad.isfinite().all()
     assert [bool(row.any()) for row in keys.grad] == [fact != own[0] for fact in range(len(keys))]
