@@ -213,11 +213,12 @@ def _measure_edits(folder: Path, cases: tuple[EvalCase, ...]) -> tuple[dict[str,
     snapshot = read_snapshot(str(folder / "table"))
     row_of = {fact_id: row for row, fact_id in enumerate(snapshot.facts["fact_id"].to_pylist())}
     rows = [row_of[case.fact_id] for case in cases]
+    queries = {kind: editor.encode_queries([case.question(kind) for case in cases]) for kind in KINDS}
     recipe = Recipe(
         cases,
         keys_NK=snapshot.keys_FK[rows].astype(np.float32),
-        sentinel_K=snapshot.identity.sentinel_K,
-        queries={kind: editor.encode_queries([case.question(kind) for case in cases]) for kind in KINDS},
+        queries=queries,
+        thresholds={kind: queries[kind] @ snapshot.identity.sentinel_K for kind in KINDS},
     )
     editors: dict[str, Editor] = {
         "recipe": recipe,

@@ -15,7 +15,7 @@ import torch
 
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import KINDS, Ask, EvalCase
+from recipe_ray.eval.cases import Ask, EvalCase, kinds_of
 from recipe_ray.eval.editors import Editor, Unedited
 from recipe_ray.model.llm import FrozenLLM
 
@@ -91,7 +91,7 @@ def evaluate(reader: Reader, editor: Editor, cases: Sequence[EvalCase], *, num_e
     if not 1 <= num_edits <= len(cases) or len(cases) % num_edits:
         raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_edits}; give a divisor")
     metrics: Metrics = {"free": {}, "teacher_forced": {}}
-    for kind in KINDS:
+    for kind in kinds_of(cases):
         asks = editor.asks(kind, num_edits)
         if kind == "locality":
             wanted = reader.generate(Unedited(cases).asks(kind, num_edits))

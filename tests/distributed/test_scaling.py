@@ -13,7 +13,7 @@ from recipe_ray.presets import smoke
 
 
 def config(**changes):
-    return dataclasses.replace(smoke(), **changes)
+    return dataclasses.replace(smoke(), batch_size=64, **changes)
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from recipe_ray.eval.cases import KINDS, Ask, EvalCase
-from recipe_ray.eval.editors import InContext, Recipe, Unedited
+from recipe_ray.eval.cases import KINDS, Ask, EvalCase, kinds_of, record_cases
+from recipe_ray.eval.editors import InContext, Recipe, RetrievedStatement, Unedited
+from recipe_ray.examples import EditRecord, Question
 
 NUM_CASES, KEY_WIDTH = 12, 5
 CASES = [
@@ -28,6 +29,11 @@ def drawn(seed=0):
     return keys, rng.standard_normal(KEY_WIDTH).astype(np.float32), queries
 
 
+def recipe_of(keys, sentinel, queries, *, make=Recipe, cases=CASES, **more):
+    thresholds = {kind: asked @ sentinel for kind, asked in queries.items()}
+    return make(cases, keys_NK=keys, queries=queries, thresholds=thresholds, **more)
+
+
 def brute_force(keys, sentinel, query, rows):
     """The nearest of these rows if it is nearer than the sentinel, else -1; and the nearest either way."""
     nearest = max(rows, key=lambda row: query @ keys[row])
@@ -38,7 +44,7 @@ def brute_force(keys, sentinel, query, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_question_finds_the_nearest_fact_of_its_own_group_alone(kind, num_edits):
     keys, sentinel, queries = drawn()
-    recipe = Recipe(CASES, keys_NK=keys, sentinel_K=sentinel, queries=queries)
+    recipe = recipe_of(keys, sentinel, queries)
     found = recipe.retrieve(kind, num_edits)
     for case in range(NUM_CASES):
         start = case // num_edits * num_edits
@@ -52,7 +58,7 @@ def test_a_question_finds_the_nearest_fact_of_its_own_group_alone(kind, num_edit
 
 def test_retrieval_metrics_are_hand_counts():
     keys, sentinel, queries = drawn()
-    metrics = Recipe(CASES, keys_NK=keys, sentinel_K=sentinel, queries=queries).retrieval_metrics(4)
+    metrics = recipe_of(keys, sentinel, queries).retrieval_metrics(4)
     facts, decisions = {}, {}
     for kind in KINDS:
         found = [
@@ -74,9 +80,7 @@ def test_retrieval_metrics_are_hand_counts():
 
 def test_a_tie_with_the_sentinel_applies_nothing():
     keys, _, queries = drawn()
-    recipe = Recipe(
-        CASES[:1], keys_NK=keys[:1], sentinel_K=keys[0], queries={kind: queries[kind][:1] for kind in KINDS}
-    )
+    recipe = recipe_of(keys[:1], keys[0], {kind: queries[kind][:1] for kind in KINDS}, cases=CASES[:1])
     assert recipe.asks("reliability", 1) == [Ask(CASES[0].prompt)]
 
 
@@ -90,3 +94,39 @@ def test_the_unedited_llm_reads_the_question_alone_and_the_in_context_one_the_st
 
 def test_each_kind_has_its_question():
     assert len({CASES[0].question(kind) for kind in KINDS}) == len(KINDS)
+
+
+def test_the_ablation_reads_the_retrieved_statement_where_the_editor_reads_its_prompt():
+    keys, sentinel, queries = drawn()
+    applied = recipe_of(keys, sentinel, queries).asks("generality", 4)
+    asks = recipe_of(keys, sentinel, queries, make=RetrievedStatement, statement_end=".").asks("generality", 4)
+    for one, plain, case in zip(asks, applied, CASES, strict=True):
+        question = case.generality_prompt
+        assert one == Ask(question if plain.fact < 0 else f"{CASES[plain.fact].statement}. {question}")
+    assert len({plain.fact for plain in applied}) > 2
+
+
+def test_cases_of_a_data_set_ask_what_its_edits_have():
+    def record(row, **more):
+        return EditRecord(prompt=f"p{row}", target=f"t{row}", **more)
+
+    def one(prompt, target):
+        return (Question(prompt=prompt, target=target),)
+
+    spared = {"near": one("free", "f")}
+    full = [
+        record(row, generality={"same": one(f"g{row}", f"t{row}"), "hop": one(f"h{row}", "other")}, locality=spared)
+        for row in range(20)
+    ]
+    lacking = [record(30, locality=spared), record(31, generality={"same": one("g31", "t31")})]
+    cases = record_cases([*full, *lacking], 100)
+    assert {case.prompt for case in cases} == {f"p{row}" for row in range(20)}
+    for case in cases:
+        assert case.statement == f"{case.prompt} {case.target}"
+        assert case.generality_prompt == case.prompt.replace("p", "g")
+        assert case.locality_prompt == "free"
+        assert case.novel_prompt is None
+    assert kinds_of(cases) == ("reliability", "generality", "locality")
+    assert kinds_of(CASES) == KINDS
+    assert record_cases(full, 5) == record_cases(full, 5)
+    assert len(record_cases(full, 5)) == 5
