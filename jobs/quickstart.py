@@ -25,7 +25,8 @@ from jobs.ingest import describe as describe_ingest
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestConfig, IngestReport, ingest
-from recipe_ray.distributed.train import TrainArgs, TrainReport, train_editor
+from recipe_ray.distributed.train import TrainReport, train_editor
+from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.distributed.train_loop import describe
 from recipe_ray.errors import OutputError, ServiceError
 from recipe_ray.eval.cases import KINDS, EvalCase

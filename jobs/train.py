@@ -4,7 +4,8 @@ import ray
 
 from jobs._cli import run
 from recipe_ray.distributed.cluster import connect
-from recipe_ray.distributed.train import TrainArgs, train_editor
+from recipe_ray.distributed.train import train_editor
+from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.distributed.train_loop import describe
 
 

@@ -181,7 +181,7 @@ class DataConfig:
 
     Attributes:
         sources: `testbed` alone, or data sets, each `FORM:PATH` (see `recipe_ray.datasets.forms`), of which every edit
-            is drawn with equal chance.
+            is drawn with equal chance; none in a preset that leaves them to the user.
         tuning_sources: likewise, to choose by; if empty, a twentieth of the subjects of `sources` is set aside.
         hard_negatives: chance that an edit is followed by one of the same subject or the same template.
         swapped_targets: chance that an edit takes the target of another of the same template.
@@ -197,8 +197,6 @@ class DataConfig:
     random_text_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.sources:
-            raise ConfigError(f"data is empty; give {TESTBED!r}, or FORM:PATH")
         if TESTBED in self.sources + self.tuning_sources and (len(self.sources) > 1 or self.tuning_sources):
             raise ConfigError(f"data names {TESTBED!r} beside other sources; it is mixed with none, give it alone")
         for name in ("hard_negatives", "swapped_targets", "random_text_share"):
@@ -213,6 +211,15 @@ class DataConfig:
             raise ConfigError(
                 f"random_text is {self.random_text!r} and random_text_share {self.random_text_share}; give both or none"
             )
+
+    def check_given(self) -> None:
+        """Refuse to go on without any source.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not self.sources:
+            raise ConfigError(f"data is empty; give {TESTBED!r}, or FORM:PATH of edits to train on")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from recipe_ray.config import (
     editor_config_from_dict,
 )
 from recipe_ray.errors import ConfigError
-from recipe_ray.presets import PRESETS, preset
+from recipe_ray.presets import METHODS, PRESETS, preset, with_method
 
 EDITOR = EditorConfig(llm="testbed", encoder="testbed")
 TRAIN = TrainConfig(editor=EDITOR, stages=(Stage(num_steps=1),))
@@ -41,7 +41,6 @@ REAL = DataConfig(sources=("zsre:x",))
         ),
         (Stage(num_steps=1), {"num_steps": 0}, "a stage has 0 steps"),
         (TRAIN, {"stages": ()}, "stages is empty"),
-        (DataConfig(), {"sources": ()}, "data is empty; give 'testbed', or FORM:PATH"),
         (DataConfig(), {"sources": ("testbed", "zsre:x")}, "data names 'testbed' beside other sources"),
         (DataConfig(), {"tuning_sources": ("zsre:x",)}, "data names 'testbed' beside other sources"),
         (DataConfig(), {"hard_negatives": 0.5}, "hard_negatives, swapped_targets and random_text are of data sets"),
@@ -153,6 +152,54 @@ def test_a_preset_is_a_training(name):
     assert config == preset(name)
 
 
-def test_an_unknown_preset_is_refused_with_those_there_are():
+def test_an_unknown_preset_or_method_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, testbed"):
         preset("paper2")
+    with pytest.raises(ConfigError, match=r"method is 'papre'; give one of .*paper, reference"):
+        with_method(preset("smoke"), "papre")
+
+
+def test_edits_to_train_on_must_be_given():
+    with pytest.raises(ConfigError, match="data is empty; give 'testbed', or FORM:PATH"):
+        DataConfig(sources=()).check_given()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_a_training_of_every_preset_with_its_llm_and_encoder(name, method):
+    config = preset(name)
+    by_method = with_method(config, method)
+    assert (by_method.editor.llm, by_method.editor.encoder) == (config.editor.llm, config.editor.encoder)
+    assert by_method.num_steps == config.num_steps
+
+
+def test_the_papers_method_is_the_papers_setting():
+    config = with_method(preset("llama-2-7b"), "paper")
+    assert config.editor == EditorConfig(llm="meta-llama/Llama-2-7b-hf", encoder="FacebookAI/roberta-base")
+    assert config.losses == LossConfig(gather_negatives=True)
+    assert {stage.weights for stage in config.stages} == {LossWeights()}
+    assert config.batch_size == 8
+    assert {config.encoder_lr, config.head_lr, config.prompt_lr} == {1e-5}
+    assert (config.num_warm_start, config.data.hard_negatives, config.data.swapped_targets) == (0, 0.0, 0.0)
+
+
+def test_the_authors_code_departs_from_the_paper_in_margin_questions_and_pooling():
+    paper, reference = (with_method(preset("small"), name) for name in ("paper", "reference"))
+    assert reference.losses == dataclasses.replace(paper.losses, margin=1.2, questions="random")
+    assert reference.editor == dataclasses.replace(paper.editor, pooling=("max", "min", "mean", "pooler"))
+    assert reference == dataclasses.replace(paper, losses=reference.losses, editor=reference.editor)
+
+
+@pytest.mark.parametrize(
+    ("method", "num_virtual_tokens", "num_sentinel_tokens", "weights"),
+    [
+        ("no-prompt", 0, 10, {(1, 0.5, 0, 0), (1, 1, 0, 0)}),
+        ("no-sentinel", 3, 0, {(1, 0, 1, 0)}),
+        ("neither", 0, 0, {(1, 0, 0, 0)}),
+    ],
+)
+def test_an_ablation_lacks_its_part_and_the_losses_of_it(method, num_virtual_tokens, num_sentinel_tokens, weights):
+    config = with_method(preset("testbed"), method)
+    assert config.editor.num_virtual_tokens == num_virtual_tokens
+    assert config.editor.num_sentinel_tokens == num_sentinel_tokens
+    assert {dataclasses.astuple(stage.weights) for stage in config.stages} == weights

@@ -71,6 +71,7 @@ def open_training_data(config: DataConfig) -> TrainingData:
         ConfigError: a source of another shape, or an unknown form.
         FactError: a file that cannot be read, a record that is not of its form, or too few edits left.
     """
+    config.check_given()
     return InventedData() if config.sources == (TESTBED,) else read_edit_data(config)
 
 

@@ -7,7 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train.torch
@@ -22,89 +22,11 @@ from recipe_ray.errors import ConfigError, OutputError, RecipeError
 from recipe_ray.model.editor import CARD_FILE
 from recipe_ray.model.encoder import model_type
 from recipe_ray.model.llm import llm_width
-from recipe_ray.presets import preset
 from recipe_ray.store import files
 
 KEEP_CHECKPOINTS = 2
 MAX_WORKER_RESTARTS = 2
 CONFIG_FILE = "train_config.json"
-# Not below the working directory: a submitted job runs in a copy of the project that Ray removes.
-DEFAULT_STORAGE = "~/recipe-ray"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainArgs:
-    """A training as asked for on a command line: a preset, what differs from it, and where things lie.
-
-    Attributes:
-        preset: the set-up to start from; see recipe_ray/presets.py.
-        run: names the run; the same name continues it from its last checkpoint. The preset's name if not given.
-        storage: folder of all runs, local or s3://; on several nodes, one that all of them reach.
-        output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
-        llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
-        encoder: text encoder instead of the preset's: likewise.
-        data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
-            counterfact, zsre, ripe or edits (one's own); see docs/training.md.
-        num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.
-        tuning_data: edits to choose by, each `FORM:PATH`; a twentieth of the subjects of `data` if not given.
-        batch_size: edits a step, over all workers, instead of the preset's.
-        num_workers: data-parallel workers, instead of the preset's.
-        min_workers: go on with as few as these where workers are lost; always all if not given.
-        cpus_per_worker: CPUs that a worker reserves and computes with; all there are, shared out, if not given.
-        device: auto, cpu or cuda.
-        seed: of weights and data.
-    """
-
-    preset: str = "testbed"
-    run: str | None = None
-    storage: str = DEFAULT_STORAGE
-    output: str | None = None
-    llm: str | None = None
-    encoder: str | None = None
-    data: tuple[str, ...] | None = None
-    tuning_data: tuple[str, ...] | None = None
-    num_steps: int | None = None
-    batch_size: int | None = None
-    num_workers: int | None = None
-    min_workers: int | None = None
-    cpus_per_worker: float | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    seed: int | None = None
-
-    @property
-    def run_name(self) -> str:
-        """Name of the run."""
-        return self.run or self.preset
-
-    @property
-    def output_folder(self) -> str:
-        """Where the editor goes."""
-        return self.output or files.join(self.storage, self.run_name, EDITOR_FOLDER)
-
-    def config(self) -> TrainConfig:
-        """The preset with what differs.
-
-        Raises:
-            ConfigError: no such preset, or options that cannot be.
-        """
-        config = preset(self.preset)
-        editor = self._given("llm", "encoder")
-        sources: dict[str, Any] = {}
-        if self.data is not None:
-            sources["sources"] = self.data
-        if self.tuning_data is not None:
-            sources["tuning_sources"] = self.tuning_data
-        changes = self._given("batch_size", "num_workers", "min_workers", "cpus_per_worker", "device", "seed")
-        config = dataclasses.replace(
-            config,
-            editor=dataclasses.replace(config.editor, **editor),
-            data=dataclasses.replace(config.data, **sources),
-            **changes,
-        )
-        return config if self.num_steps is None else config.stretched(self.num_steps)
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +60,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
 
     Args:
         config: what to train, and how.
-        run, storage, output: as in `TrainArgs`.
+        run, storage, output: name of the run, folder of all runs, folder for the editor; see `TrainArgs`.
 
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.

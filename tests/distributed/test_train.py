@@ -104,7 +104,7 @@ def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster, tmp_path):
     with pytest.raises(
         ConfigError, match=r"8 workers of 0\.5 CPUs each do not fit: the nodes of the Ray cluster hold 4"
     ):
-        train(small(num_workers=8), tmp_path)
+        train(small(num_workers=8, batch_size=16), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

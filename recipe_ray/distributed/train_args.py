@@ -1,0 +1,143 @@
+"""A training as asked for on a command line."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from recipe_ray.config import TESTBED, DataConfig, TrainConfig
+from recipe_ray.distributed.train_loop import EDITOR_FOLDER
+from recipe_ray.errors import ConfigError
+from recipe_ray.presets import preset, with_method
+from recipe_ray.store import files
+
+# Not below the working directory: a submitted job runs in a copy of the project that Ray removes.
+DEFAULT_STORAGE = "~/recipe-ray"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArgs:
+    """A preset, a method, what differs from them, and where things lie.
+
+    Attributes:
+        preset: the set-up to start from, as a rule named after its LLM; see recipe_ray/presets.py.
+        method: default, paper, reference (the authors' code), or an ablation: no-prompt, no-sentinel, neither.
+        run: names the run; the same name continues it from its last checkpoint. The preset's name if not given.
+        storage: folder of all runs, local or s3://; on several nodes, one that all of them reach.
+        output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
+        llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
+        encoder: text encoder instead of the preset's: likewise.
+        data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
+            counterfact, zsre, ripe or edits (one's own); see docs/training.md.
+        tuning_data: edits to choose by, each `FORM:PATH`; a twentieth of the subjects of `data` if not given.
+        num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.
+        batch_size: edits a step, over all workers, instead of the preset's.
+        num_workers: data-parallel workers, instead of the preset's: exactly so many.
+        device: auto, cpu or cuda.
+        seed: of weights and data.
+        set: any other setting of recipe_ray/config.py, each `NAME=VALUE`: losses.queue_size=4096, head_lr=1e-4.
+    """
+
+    preset: str = "testbed"
+    method: str = "default"
+    run: str | None = None
+    storage: str = DEFAULT_STORAGE
+    output: str | None = None
+    llm: str | None = None
+    encoder: str | None = None
+    data: tuple[str, ...] | None = None
+    tuning_data: tuple[str, ...] | None = None
+    num_steps: int | None = None
+    batch_size: int | None = None
+    num_workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int | None = None
+    set: tuple[str, ...] = ()
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run."""
+        return self.run or self.preset
+
+    @property
+    def output_folder(self) -> str:
+        """Where the editor goes."""
+        return self.output or files.join(self.storage, self.run_name, EDITOR_FOLDER)
+
+    def config(self) -> TrainConfig:
+        """The preset by the method, with what differs.
+
+        Raises:
+            ConfigError: no such preset or method, options that cannot be, or a preset that needs data and has none.
+        """
+        config = preset(self.preset)
+        config = dataclasses.replace(
+            config,
+            editor=dataclasses.replace(config.editor, **self._given("llm", "encoder")),
+            data=self._data(config.data),
+        )
+        config = with_method(config, self.method)
+        changes = self._given("batch_size", "num_workers", "device", "seed")
+        if self.num_workers is not None:
+            changes["min_workers"] = None
+        config = dataclasses.replace(config, **changes)
+        if self.num_steps is not None:
+            config = config.stretched(self.num_steps)
+        config = changed(config, self.set)
+        config.data.check_given()
+        return config
+
+    def _data(self, data: DataConfig) -> DataConfig:
+        if self.data == (TESTBED,):  # hard as it is: what a preset does to data sets is not for it
+            data = DataConfig()
+        given: dict[str, Any] = {"sources": self.data, "tuning_sources": self.tuning_data}
+        return dataclasses.replace(data, **{name: value for name, value in given.items() if value is not None})
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def changed(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
+    """A config with some of its settings given as text, each `NAME=VALUE`; a value is JSON, or else a text.
+
+    Raises:
+        ConfigError: an unknown setting, a value of another type, or one that cannot be.
+    """
+    if not settings:
+        return config
+    values = dataclasses.asdict(config)
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"set is {setting!r}; give NAME=VALUE, such as head_lr=1e-4")
+        *folders, last = name.split(".")
+        place: Any = values
+        for folder in folders:
+            place = place.get(folder) if isinstance(place, Mapping) else None
+        if not isinstance(place, Mapping) or last not in place:
+            raise ConfigError(f"set names {name!r}, which is no setting; there are {', '.join(_names(values))}")
+        place[last] = _value(text)  # type: ignore[index]
+    try:
+        return TypeAdapter(TrainConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"set gives {'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg'].lower()}"
+        ) from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for name, value in values.items():
+        names += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
+    return names
