@@ -1,6 +1,5 @@
 """What each worker of a training does: steps, metrics, checkpoints; resumable at each of these."""
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -17,7 +16,6 @@ import torch
 import torch.distributed
 from ray.train import Checkpoint
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.datasets.sources import TrainingData, open_training_data
@@ -30,7 +28,7 @@ from recipe_ray.model.editor import new_editor
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.llm import load_llm
 from recipe_ray.model.prefetch import prefetched
-from recipe_ray.model.training import fit_threshold, make_optimizer, warm_start
+from recipe_ray.model.training import fit_threshold, make_optimizer, take_step, warm_start
 
 NUM_TUNING_BATCHES = 8
 NUM_NAMES = 3  # of a step's edits in a complaint
@@ -132,12 +130,17 @@ class _Loop:
         for step, turns in zip(numbers, prefetched(lambda number: self._make(training, number), numbers), strict=True):
             # Random numbers (dropout) depend on the step, not on the past: a resumed run draws the same.
             torch.manual_seed(config.seed + step * self.num_workers + self.rank)
-            recent.append(self._backward(turns, config.weights_at(step)))
-            norm = torch.nn.utils.clip_grad_norm_(self.joint.editor.parameters(), config.max_grad_norm)
+            parts, norm = take_step(
+                self.model,
+                [to_device(turn, self.device) for turn in turns],
+                config.weights_at(step),
+                optimizer=self.optimizer,
+                schedule=self.schedule,
+                max_grad_norm=config.max_grad_norm,
+            )
+            recent.append(parts)
             if not math.isfinite(norm):  # the same on every worker, whose gradients are averaged
-                return self._not_finite(step, norm.item(), self._reduced(recent[-1:]), turns[0].names)
-            self.optimizer.step()
-            self.schedule.step()
+                return self._not_finite(step, norm, self._reduced(recent[-1:]), turns[0].names)
             done = step + 1
             if done % config.log_every == 0 or done == config.num_steps:
                 metrics = self._reduced(recent)
@@ -167,18 +170,6 @@ class _Loop:
             edit=weights.edit > 0,
             locality=weights.locality > 0,
         )
-
-    def _backward(self, turns: Sequence[StepBatch], weights: LossWeights) -> dict[str, Tensor]:
-        """Gradients of a step, synchronised in the last turn; the metrics' share of this worker."""
-        self.optimizer.zero_grad()
-        metrics: dict[str, Tensor] = {}
-        for turn, batch in enumerate(turns, 1):
-            waits = turn < len(turns) and isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if waits else contextlib.nullcontext():
-                loss, parts = self.model(to_device(batch, self.device), weights)
-                loss.backward()
-            metrics = {name: metrics.get(name, 0) + value for name, value in parts.items()}
-        return metrics
 
     def _tuning_batches(self, tuning: Batches) -> list[StepBatch]:
         # Terms without a weight are measured too, where there are any: they say what an ablation costs.

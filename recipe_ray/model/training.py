@@ -3,14 +3,19 @@
 Shape letters: F facts, K key width, P virtual tokens, D LLM width.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from recipe_ray.config import TrainConfig
+from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.examples import EditExample
+from recipe_ray.model.batch import StepBatch
 from recipe_ray.model.editor import Editor
 from recipe_ray.model.llm import FrozenLLM
 
@@ -72,6 +77,44 @@ def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.Ada
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, config.num_steps - warmup)))
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+
+
+def take_step(
+    model: nn.Module,
+    turns: Sequence[StepBatch],
+    weights: LossWeights,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    max_grad_norm: float,
+) -> tuple[dict[str, Tensor], float]:
+    """Go one step: gradients of all turns, synchronised in the last one, clipped, and taken.
+
+    Args:
+        model: a `JointTraining`, or its DistributedDataParallel.
+        turns: this worker's share of the step, on its device.
+        weights: of the losses.
+        optimizer, schedule: of the editor's parameters.
+        max_grad_norm: gradients are scaled down to this norm.
+
+    Returns:
+        The metrics' share of this worker, and the norm of the gradient before clipping; where that is no finite number
+        the weights are left as they were.
+    """
+    optimizer.zero_grad()
+    metrics: dict[str, Tensor] = {}
+    for turn, batch in enumerate(turns, 1):
+        waits = turn < len(turns) and isinstance(model, DistributedDataParallel)
+        with cast(DistributedDataParallel, model).no_sync() if waits else contextlib.nullcontext():
+            loss, parts = model(batch, weights)
+            loss.backward()
+        metrics = {name: metrics.get(name, 0) + value for name, value in parts.items()}
+    trained = [one for group in optimizer.param_groups for one in group["params"]]
+    norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm).item()
+    if math.isfinite(norm):
+        optimizer.step()
+        schedule.step()
+    return metrics, norm
 
 
 def fit_threshold(editor: Editor, examples: Sequence[EditExample]) -> None:

@@ -1,0 +1,285 @@
+r"""What a training step costs beside the passes that it cannot avoid.
+
+    python benchmarks/train_step.py                                          # the testbed, on a CPU
+    python benchmarks/train_step.py --llm llama-2-7b --device cuda           # 7B of random weights in bfloat16
+
+Both are taken in turn over the same batches: a whole step of training as `jobs/train.py` takes it (batch made ahead,
+losses, gradients, clipping, optimiser), and bare passes of the same shapes: encoder over 4B texts forward and backward,
+heads, prompt encoder, LLM forward and backward over 3B rows, LLM forward over B rows, optimiser. Needs torch and
+transformers alone. The last line is one JSON object; `ratio` is the median of the step over the sum of the passes.
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, RobertaConfig, RobertaModel
+
+from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
+from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
+from recipe_ray.model.editor import Editor, new_editor
+from recipe_ray.model.encoder import TextEncoder
+from recipe_ray.model.hub import model_source, pick_device
+from recipe_ray.model.joint import JointTraining
+from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model.prefetch import prefetched
+from recipe_ray.model.training import make_optimizer, take_step
+from recipe_ray.presets import paper, testbed
+from recipe_ray.testbed.edits import EditStream
+from recipe_ray.testbed.world import load_world
+
+LLAMA_2_7B = LlamaConfig(
+    vocab_size=32000,
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    max_position_embeddings=4096,
+)
+ROBERTA_BASE = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
+LLMS = (TESTBED, "llama-2-7b")
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense
+WARM_UP = 3
+ALL = LossWeights()
+
+
+class Bare:
+    """The passes that a step cannot avoid, one method each, on inputs of their own."""
+
+    def __init__(self, joint: JointTraining, optimizer: torch.optim.Optimizer, batch: StepBatch) -> None:
+        self.joint = joint
+        self.optimizer = optimizer
+        self.batch = batch
+        editor, llm, device = joint.editor, joint.llm, joint.llm.device
+        num_edits = len(batch.statement_ids_B)
+        self.pooled = [torch.randn(num_edits, editor.encoder.width, device=device) for _ in range(4)]
+        self.keys = torch.randn(num_edits, editor.config.key_width, device=device)
+        self.embeds = [group.rows.embed(llm.embedding, None) for group in batch.llm_groups]
+        self.spared = [one.embed(llm.embedding, None) for group in batch.llm_groups if (one := group.unprefixed)]
+
+    def passes(self) -> dict[str, Callable[[], None]]:
+        """By name."""
+        return {
+            "encoder": self.encoder,
+            "heads": self.heads,
+            "prompt_encoder": self.prompt_encoder,
+            "llm": self.llm,
+            "llm_unedited": self.llm_unedited,
+            "optimizer": self.optimise,
+        }
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(
+            self.joint.llm.device.type, dtype=torch.bfloat16, enabled=self.joint.precision == "bfloat16"
+        )
+
+    def encoder(self) -> None:
+        """4B texts, forward and backward."""
+        with self._precision():
+            outputs = [self.joint.editor.encoder(group.ids_BT, group.mask_BT) for group in self.batch.encoder_groups]
+            loss = torch.cat(outputs).float().sum()
+        loss.backward()
+
+    def heads(self) -> None:
+        """B keys and 3B queries, forward and backward, to the pooled vectors too."""
+        inputs = [one.requires_grad_() for one in self.pooled]
+        with self._precision():
+            outputs = [self.joint.editor.key_head(inputs[0]), *map(self.joint.editor.query_head, inputs[1:])]
+            loss = torch.cat(outputs).float().sum()
+        loss.backward()
+
+    def prompt_encoder(self) -> None:
+        """B keys, forward and backward."""
+        keys = self.keys.requires_grad_()
+        with self._precision():
+            loss = self.joint.editor.prompts(keys).float().sum()
+        loss.backward()
+
+    def llm(self) -> None:
+        """3B rows, forward and backward to their inputs."""
+        for group, embeds in zip(self.batch.llm_groups, self.embeds, strict=True):
+            embeds = embeds.detach().requires_grad_()
+            with self._precision():
+                logits = self._logits(embeds, group.rows.mask_BT, group.rows.position_ids_BT, group.answers_RA)
+                loss = logits.float().sum()
+            loss.backward()
+
+    @torch.no_grad()
+    def llm_unedited(self) -> None:
+        """B rows, forward."""
+        unprefixed = [(group, group.unprefixed) for group in self.batch.llm_groups if group.unprefixed is not None]
+        for (group, rows), embeds in zip(unprefixed, self.spared, strict=True):
+            with self._precision():
+                self._logits(embeds, rows.mask_BT, rows.position_ids_BT, group.answers_RA)
+
+    def optimise(self) -> None:
+        """All trained weights."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def _logits(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, answers: Tensor) -> Tensor:
+        model = self.joint.llm.model
+        keep = answers.shape[1] + 1
+        return model(  # type: ignore[no-any-return]
+            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False, logits_to_keep=keep
+        ).logits
+
+
+def build(name: str, config: TrainConfig, device: torch.device) -> tuple[Editor, FrozenLLM]:
+    """Editor and LLM: the testbed's, or those of a configuration with random weights."""
+    if name == TESTBED:
+        llm = load_llm(TESTBED, str(device))
+        return new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width).to(device), llm
+    tokenizer = AutoTokenizer.from_pretrained(model_source(TESTBED, "llm"))
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(LLAMA_2_7B, dtype=torch.bfloat16)
+        encoder = TextEncoder(RobertaModel(ROBERTA_BASE, add_pooling_layer=False), tokenizer, config.editor.pooling)
+        editor = Editor(config.editor, encoder, llm_width=LLAMA_2_7B.hidden_size)
+    return editor, FrozenLLM(model, tokenizer, name=name)
+
+
+def count_flops(joint: JointTraining, batch: StepBatch) -> float:
+    """Multiplications and additions of a step's matrix products, attention's left out.
+
+    Two for each weight and token forward; backward as many again for the inputs, and for the weights that are trained.
+    """
+    encoder = sum(parameter.numel() for parameter in joint.editor.encoder.model.encoder.parameters())
+    dense = sum(parameter.numel() for parameter in joint.editor.parameters()) - sum(
+        parameter.numel() for parameter in joint.editor.encoder.parameters()
+    )
+    model = joint.llm.model
+    body = sum(parameter.numel() for parameter in model.model.parameters()) - joint.llm.embedding.weight.numel()
+    head = model.lm_head.weight.numel()
+    flops = 0.0
+    for group in batch.encoder_groups:
+        flops += 6 * encoder * group.ids_BT.numel()
+    flops += (
+        6 * dense * len(batch.statement_ids_B) * 4 / 2
+    )  # B through key head and prompt encoder, 3B through one head
+    for llm_group in batch.llm_groups:
+        rows, kept = llm_group.rows.ids_BT, llm_group.answers_RA.shape[1] + 1
+        flops += 4 * (body * rows.numel() + head * len(rows) * kept)
+        if llm_group.unprefixed is not None:
+            spared = llm_group.unprefixed.ids_BT
+            flops += 2 * (body * spared.numel() + head * len(spared) * kept)
+    return flops
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", choices=LLMS, default=TESTBED)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--method", choices=("default", "paper"), default="default")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), help="float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--key-width", type=int)
+    parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing through the LLM")
+    parser.add_argument("--steps", type=int, default=20)
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    config = _config(args, device)
+    torch.manual_seed(0)
+    editor, llm = build(args.llm, config, device)
+    if args.checkpointing:
+        llm.save_memory()
+    joint = JointTraining(editor, llm, config.losses, precision=config.precision).train()
+    optimizer, schedule = make_optimizer(editor, config)
+    maker = BatchMaker(
+        encoder=editor.encoder,
+        llm=llm,
+        losses=config.losses,
+        num_virtual_tokens=config.editor.num_virtual_tokens,
+        position=config.editor.prompt_position,
+        answer_end=".",
+    )
+    edits = EditStream(load_world(), batch_size=config.batch_size, seed="train_step")
+
+    def make(number: int) -> list[StepBatch]:
+        return maker.make(edits.batch(number), seed=number, edit=True, locality=True)
+
+    def synchronized() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    steps: list[float] = []
+    passes: dict[str, list[float]] = {}
+    flops: list[float] = []
+    numbers = range(WARM_UP + args.steps)
+    making = prefetched(make, numbers)
+    for number in numbers:
+        begun = synchronized()
+        batches = [to_device(one, device) for one in next(making)]
+        take_step(joint, batches, ALL, optimizer=optimizer, schedule=schedule, max_grad_norm=config.max_grad_norm)
+        took = synchronized() - begun
+        if number == WARM_UP and device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        optimizer.zero_grad()
+        bare = Bare(joint, optimizer, batches[0])
+        times = {}
+        for name, one in bare.passes().items():
+            begun = synchronized()
+            one()
+            times[name] = synchronized() - begun
+        if number >= WARM_UP:
+            steps.append(took)
+            flops.append(count_flops(joint, batches[0]))
+            for name, seconds in times.items():
+                passes.setdefault(name, []).append(seconds)
+    sums = [sum(parts) for parts in zip(*passes.values(), strict=True)]
+    step_s = statistics.median(steps)
+    peak = next((value for key, value in PEAK_FLOPS.items() if key in _device_name(device)), None)
+    result = {
+        "ratio": statistics.median(step / total for step, total in zip(steps, sums, strict=True)),
+        "step_s": step_s,
+        "passes_s": {name: statistics.median(one) for name, one in passes.items()},
+        "samples_per_s": config.batch_size / step_s,
+        "flops_per_s": statistics.median(flops) / step_s,
+        "share_of_peak": None if peak is None else statistics.median(flops) / step_s / peak,
+        "peak_memory_bytes": peak_bytes,
+        "llm": args.llm,
+        "method": args.method,
+        "precision": config.precision,
+        "batch_size": config.batch_size,
+        "key_width": config.editor.key_width,
+        "checkpointing": args.checkpointing,
+        "steps": args.steps,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
+    print(json.dumps(result))
+
+
+def _config(args: argparse.Namespace, device: torch.device) -> TrainConfig:
+    """The testbed's training with every term, so that a step has all passes."""
+    config = testbed() if args.method == "default" else paper(testbed())
+    key_width = args.key_width or (config.editor.key_width if args.llm == TESTBED else 4096)
+    return dataclasses.replace(
+        config,
+        editor=dataclasses.replace(config.editor, key_width=key_width),
+        losses=LossConfig(),
+        batch_size=args.batch_size,
+        precision=args.precision or ("bfloat16" if device.type == "cuda" else "float32"),
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+if __name__ == "__main__":
+    main()
