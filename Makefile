@@ -7,20 +7,23 @@ STAMP := .venv/installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check faults format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not faults"
+
+faults: $(STAMP)
+	$(BIN)/python -m pytest tests -m faults
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests -m "not ray"
+	$(BIN)/python -m pytest tests -m "not ray and not faults"
 
 format: $(STAMP)
 	$(BIN)/ruff format .

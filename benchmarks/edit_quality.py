@@ -18,30 +18,12 @@ from rich.table import Table
 
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import read_source
-from recipe_ray.eval.cases import EvalCase, Kind, kinds_of, record_cases
-from recipe_ray.eval.editors import Editor, InContext, Recipe, RetrievedStatement, Unedited
+from recipe_ray.eval.cases import Kind, cases_in_groups, kinds_of
+from recipe_ray.eval.editors import InContext, Unedited
 from recipe_ray.eval.protocol import STOP, Metrics, Reader, evaluate
-from recipe_ray.model.editor import Editor as EditorModel
+from recipe_ray.eval.trained import evaluate_trained
 from recipe_ray.model.editor import load_editor
-from recipe_ray.model.llm import FrozenLLM, load_llm
-
-
-def of_model(model: EditorModel, llm: FrozenLLM, cases: tuple[EvalCase, ...]) -> tuple[Recipe, Reader]:
-    """What a trained editor reads, and the LLM that reads it."""
-    keys, prompts = model.encode_facts([case.statement for case in cases])
-    kinds = kinds_of(cases)
-    queries = {kind: model.encode_queries([case.question(kind) for case in cases]) for kind in kinds}
-    thresholds = {kind: model.thresholds(asked) for kind, asked in queries.items()}
-    reader = Reader(llm, prompts, model.config.prompt_position)
-    if model.config.num_virtual_tokens:
-        return Recipe(cases, keys_NK=keys, queries=queries, thresholds=thresholds), reader
-    ablation = RetrievedStatement(cases, keys_NK=keys, queries=queries, thresholds=thresholds, statement_end=STOP)
-    return ablation, reader
-
-
-def measure(editor: Editor, reader: Reader, cases: tuple[EvalCase, ...], counts: list[int]) -> dict[str, Metrics]:
-    """Metrics by number of simultaneous edits, over as many whole groups as there are."""
-    return {str(num): evaluate(reader, editor, cases, num_edits=num) for num in counts if len(cases) % num == 0}
+from recipe_ray.model.llm import load_llm
 
 
 def main() -> None:
@@ -58,21 +40,18 @@ def main() -> None:
     started = time.monotonic()
     source = read_source(args.data)
     (records,) = clean([source.records], num_empty=source.num_empty).records
-    cases = record_cases(records, args.max_cases)
-    counts = sorted({min(num, len(cases)) for num in args.num_edits})
+    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits)
     llm = load_llm(args.llm, args.device)
     found: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     plain = Reader(llm, np.zeros((0, 0, llm.width), np.float32), "first")
     for name, editor in (("unedited", Unedited(cases)), ("in_context", InContext(cases, statement_end=STOP))):
-        found[name] = measure(editor, plain, cases, counts[:1])
+        found[name] = {"any": evaluate(plain, editor, cases, num_edits=1)}
     editors: dict[str, Any] = {}
     for named in args.editors:
         name, _, folder = named.partition("=")
         model = load_editor(folder, args.device)
-        recipe, reader = of_model(model, llm, cases)
-        found[name] = measure(recipe, reader, cases, counts)
-        retrieval[name] = {str(num): recipe.retrieval_metrics(num) for num in counts if len(cases) % num == 0}
+        found[name], retrieval[name] = evaluate_trained(model, llm, cases, counts)
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
     _show(found, kinds_of(cases))
     result = {
@@ -97,7 +76,7 @@ def _show(found: dict[str, dict[str, Metrics]], kinds: tuple[Kind, ...]) -> None
     for name, by_count in found.items():
         for num, metrics in by_count.items():
             values = [metrics[mode][kind] for mode in ("free", "teacher_forced") for kind in kinds]
-            table.add_row(name, num if len(by_count) > 1 else "any", *(f"{value:.3f}" for value in values))
+            table.add_row(name, num, *(f"{value:.3f}" for value in values))
     Console(width=150).print(table)
 
 

@@ -47,18 +47,23 @@ def _s3_server():
     server.stop()
 
 
+def s3_environment(endpoint):
+    """The standard variables that name an S3 server on loopback."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
 @pytest.fixture
 def s3(_s3_server, monkeypatch):
     """A bucket on loopback, named by the standard variables; the fixture's value is its URI."""
     import boto3
 
-    for name, value in {
-        "AWS_ENDPOINT_URL": _s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in s3_environment(_s3_server).items():
         monkeypatch.setenv(name, value)
     client = boto3.client("s3", region_name="us-east-1")
     client.create_bucket(Bucket="facts")

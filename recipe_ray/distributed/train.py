@@ -20,7 +20,7 @@ from recipe_ray.distributed.tracking import check_tracking
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_worker
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
 from recipe_ray.model.editor import CARD_FILE
-from recipe_ray.model.encoder import model_type
+from recipe_ray.model.encoder import check_encoder
 from recipe_ray.model.llm import llm_width
 from recipe_ray.store import files
 
@@ -74,7 +74,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     files.check_writable(storage)
     files.check_writable(output)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
-    model_type(config.editor.encoder)
+    check_encoder(config.editor.encoder)
     check_tracking()
     config = dataclasses.replace(config, data=absolute_sources(config.data))
     data = open_training_data(config.data)
@@ -82,6 +82,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     if isinstance(data, EditData):
         print(f"data: {data}", flush=True)
     scaling = _scaling(config)
+    storage_filesystem, storage_path = files.filesystem(storage)
     _claim_run(config, files.join(storage, run), output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -89,7 +90,8 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         scaling_config=scaling,
         run_config=RunConfig(
             name=run,
-            storage_path=storage,
+            storage_path=storage_path,
+            storage_filesystem=storage_filesystem,  # with our timeouts and retries
             failure_config=FailureConfig(max_failures=MAX_WORKER_RESTARTS),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score", checkpoint_score_order="max"

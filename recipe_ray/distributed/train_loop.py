@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import ray.train
@@ -20,7 +21,7 @@ from torch import Tensor
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.datasets.sources import TrainingData, open_training_data
 from recipe_ray.distributed.tracking import CURVE_FILE, Tracker, draw_curve
-from recipe_ray.errors import ModelError, RecipeError
+from recipe_ray.errors import ModelError, OutputError, RecipeError
 from recipe_ray.examples import Batches
 from recipe_ray.model.batch import BatchMaker, Share, StepBatch, to_device
 from recipe_ray.model.card import MODEL_CARD_FILE, model_card
@@ -63,7 +64,15 @@ def train_worker(arguments: dict[str, Any]) -> RecipeError | None:
     loaded = _load(args.config, ray.train.torch.get_device())
     if isinstance(loaded, RecipeError):
         return loaded
-    return _Loop(args, *loaded).run()
+    try:
+        loop = _Loop(args, *loaded)
+        fault = loop.restore()
+        return fault or loop.run()
+    except OSError as error:  # of the storage, which may have recovered when the worker is started again
+        raise OutputError(
+            f"{args.folder}: cannot be written or read ({' '.join(str(error).split())[:200]}); free space or mend it, "
+            "then the same command continues from the last checkpoint"
+        ) from error
 
 
 class _Loop:
@@ -101,7 +110,7 @@ class _Loop:
         self.history: list[dict[str, float]] = []
         self.before: Metrics | None = None
         self.last_checkpoint: int | None = None
-        self.first = self._restore()
+        self.first = 0
 
     def run(self) -> RecipeError | None:
         """All steps that are left, and a last report."""
@@ -248,23 +257,33 @@ class _Loop:
         self.last_checkpoint = step
         return tuning
 
-    def _restore(self) -> int:
-        """The next step, from the run's last checkpoint, if there is one."""
+    def restore(self) -> RecipeError | None:
+        """Go on behind the run's last checkpoint, if there is one; or the fault of any worker that could not."""
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as name:
-            folder = Path(name)
-            self.joint.editor.load_weights(folder / EDITOR_FOLDER)
-            state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
-            self.history = json.loads((folder / HISTORY_FILE).read_text())
+            return None
+        fault: RecipeError | None = None
+        try:
+            with checkpoint.as_directory() as name:
+                self._take_over(Path(name))
+        except (RecipeError, RuntimeError, ValueError, KeyError, FileNotFoundError, UnpicklingError) as error:
+            fault = OutputError(
+                f"{checkpoint.path}: this checkpoint is damaged ({' '.join(str(error).split())[:200]}); restore it, or "
+                "begin a run of another name"
+            )
+        return _first_fault(fault)
+
+    def _take_over(self, folder: Path) -> None:
+        self.joint.editor.load_weights(folder / EDITOR_FOLDER)
+        state = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+        self.history = json.loads((folder / HISTORY_FILE).read_text())
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.joint.queue_QK = state["queue"]["keys"].to(self.device)
         self.joint.queue_ids_Q = state["queue"]["ids"].to(self.device)
         self.before = state["before"]
         self.last_checkpoint = state["step"]
-        return int(state["step"])
+        self.first = int(state["step"])
 
 
 def score(metrics: Mapping[str, float]) -> float:
@@ -310,6 +329,11 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
         data = open_training_data(config.data)
     except RecipeError as error:
         fault = error
-    faults: list[RecipeError | None] = [None] * context.get_world_size()
-    torch.distributed.all_gather_object(faults, fault)
-    return next((one for one in faults if one is not None), None) or (joint, data)
+    return _first_fault(fault) or (joint, data)
+
+
+def _first_fault(own: RecipeError | None) -> RecipeError | None:
+    """The first fault of any worker: then none may go on to wait for the rest."""
+    faults: list[RecipeError | None] = [None] * ray.train.get_context().get_world_size()
+    torch.distributed.all_gather_object(faults, own)
+    return next((one for one in faults if one is not None), None)

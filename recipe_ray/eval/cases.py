@@ -79,6 +79,24 @@ def record_cases(records: Sequence[EditRecord], num_edits: int, *, seed: int = 0
     return tuple(cases)
 
 
+def cases_in_groups(
+    records: Sequence[EditRecord], max_cases: int, num_edits: Sequence[int]
+) -> tuple[tuple[EvalCase, ...], list[int]]:
+    """Cases that fall into whole groups of each number of simultaneous edits, and those numbers.
+
+    A number above what there is stands for all cases there are; the numbers divide each other.
+
+    Args:
+        records: edits, as `clean` leaves them.
+        max_cases: at most so many.
+        num_edits: simultaneous edits wanted.
+    """
+    cases = record_cases(records, max_cases)
+    step = max((num for num in num_edits if num < len(cases)), default=1)
+    cases = cases[: len(cases) // step * step]
+    return cases, sorted({min(num, len(cases)) for num in num_edits})
+
+
 def _questions(kinds: Iterable[tuple[Question, ...]], *, target: str | None = None) -> list[Question]:
     return [one for questions in kinds for one in questions if target in (None, one.target)]
 

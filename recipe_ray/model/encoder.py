@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from recipe_ray.config import Pooling
-from recipe_ray.errors import ConfigError
-from recipe_ray.model.hub import loading, model_source
+from recipe_ray.errors import ConfigError, ModelError
+from recipe_ray.model.hub import is_causal, loading, model_source
+
+ENCODER_EXAMPLE = "FacebookAI/roberta-base"
 
 
 class TextEncoder(nn.Module):
@@ -134,15 +136,20 @@ def empty_encoder(directory: str, pooling: Sequence[Pooling]) -> TextEncoder:
     return TextEncoder(model, tokenizer, pooling)
 
 
-def model_type(name: str) -> str:
-    """The architecture of an encoder, from its configuration alone.
+def check_encoder(name: str) -> None:
+    """Refuse what is no bidirectional encoder, by its configuration alone.
 
     Raises:
-        ModelError: not there or unreadable.
+        ModelError: not there, unreadable, or a causal LM.
     """
     source = model_source(name, "encoder")
     with loading(name, "encoder"):
-        return str(AutoConfig.from_pretrained(source).model_type)
+        architecture = AutoConfig.from_pretrained(source).model_type
+    if is_causal(architecture):
+        raise ModelError(
+            f"encoder {name}: is a causal LM ({architecture}), of which the first tokens see none of the rest; "
+            f"give a bidirectional encoder such as {ENCODER_EXAMPLE}"
+        )
 
 
 def _pooler_option(source: str, pooling: Sequence[Pooling]) -> dict[str, bool]:

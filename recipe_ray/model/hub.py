@@ -8,6 +8,10 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import ConfigError, ModelError
@@ -40,6 +44,16 @@ def loading(name: str, part: str) -> Iterator[None]:
             f"{part} {name}: cannot be loaded ({reason}); give a Hugging Face id that this machine can reach, "
             f"a local directory, or {TESTBED!r}"
         ) from error
+
+
+def is_causal(model_type: str) -> bool:
+    """Whether an architecture is that of a causal LM alone; many bidirectional ones can be run as one too."""
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_bidirectional(model_type)
+
+
+def is_bidirectional(model_type: str) -> bool:
+    """Whether an architecture is that of a bidirectional encoder."""
+    return model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def pick_device(device: str) -> torch.device:

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from recipe_ray.config import PromptPosition
-from recipe_ray.errors import EditorError
-from recipe_ray.model.hub import loading, model_source, pick_device
+from recipe_ray.errors import EditorError, ModelError
+from recipe_ray.model.hub import is_bidirectional, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows
 
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
@@ -250,10 +250,17 @@ def load_llm(name: str, device: str = "auto") -> FrozenLLM:
 
 
 def llm_width(name: str) -> int:
-    """D of an LLM, from its configuration alone."""
+    """D of an LLM, from its configuration alone.
+
+    Raises:
+        ModelError: not there, unreadable, or no causal LM.
+    """
     source = model_source(name, "llm")
     with loading(name, "LLM"):
-        return int(AutoConfig.from_pretrained(source).get_text_config().hidden_size)
+        config = AutoConfig.from_pretrained(source).get_text_config()
+    if is_bidirectional(config.model_type):
+        raise ModelError(f"llm {name}: is a bidirectional encoder ({config.model_type}); give a causal LM")
+    return int(config.hidden_size)
 
 
 def check_prompt_width(llm: str, llm_width: int, prompt_width: int) -> None:

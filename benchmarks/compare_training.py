@@ -1,0 +1,142 @@
+r"""Editors trained in several ways on one LM, measured beside each other.
+
+    python benchmarks/compare_training.py --llm LM --encoder ENCODER --data counterfact:TRAIN --tuning-data edits:TUNE \
+        --report edits:REPORT --variants default paper reference no-prompt no-sentinel neither --storage RUNS
+    python benchmarks/compare_training.py … --report edits:TUNE --num-steps 300 --variants default queue inner-product …
+
+A variant is a method or one option changed from the default (see VARIANTS); each is trained by `jobs/train.py`'s own
+code on this machine, and skipped where the storage holds its run already. Prints a table, and as its last line one JSON
+object: by variant the metrics of answers and of retrieval by number of edits at once, and the training's figures.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from recipe_ray.datasets.cleaning import clean
+from recipe_ray.datasets.sources import read_source
+from recipe_ray.distributed.cluster import connect
+from recipe_ray.distributed.train import train_editor
+from recipe_ray.distributed.train_args import TrainArgs
+from recipe_ray.eval.cases import cases_in_groups
+from recipe_ray.eval.trained import evaluate_trained
+from recipe_ray.model.editor import load_editor
+from recipe_ray.model.llm import load_llm
+
+STAND_IN_RATES = ("encoder_lr=1e-4", "head_lr=1e-4", "prompt_lr=1e-4")  # for an encoder pretrained for minutes
+# Method, settings, and steps as a multiple of the default's: an eighth of the edits a step takes less time.
+VARIANTS: dict[str, tuple[str, tuple[str, ...], float]] = {
+    "default": ("default", (), 1),
+    "paper": ("paper", STAND_IN_RATES, 2),
+    "reference": ("reference", STAND_IN_RATES, 2),
+    "no-prompt": ("no-prompt", (), 1),
+    "no-sentinel": ("no-sentinel", (), 1),
+    "neither": ("neither", (), 1),
+    "both-questions": ("default", ("losses.questions=both", "batch_size=32"), 1),
+    "margin": ("default", ("losses.margin=1.2",), 1),
+    "queue": ("default", ("losses.queue_size=1024",), 1),
+    "no-hard-negatives": ("default", ("data.hard_negatives=0",), 1),
+    "no-swapped-targets": ("default", ("data.swapped_targets=0",), 1),
+    "inner-product": ("default", ("editor.similarity=inner_product",), 1),
+    "key-width-256": ("default", ("editor.key_width=256",), 1),
+    "key-width-2048": ("default", ("editor.key_width=2048",), 1),
+    "cold-start": ("default", ("num_warm_start=0",), 1),
+    "prompt-first": ("default", ("editor.prompt_position=first",), 1),
+    "sentinel-from-start": ("default", ('stages=[{"num_steps":1,"weights":{"locality":0}}]',), 1),
+    "locality-term": ("default", ('stages=[{"num_steps":1}]',), 1),
+}
+
+
+def train(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train a variant, or find it trained."""
+    method, settings, multiple = VARIANTS[name]
+    settings = tuple(one.replace('"num_steps":1', f'"num_steps":{args.num_steps}') for one in settings)
+    wanted = TrainArgs(
+        preset="small",
+        method=method,
+        run=name,
+        storage=args.storage,
+        llm=args.llm,
+        encoder=args.encoder,
+        data=tuple(args.data),
+        tuning_data=tuple(args.tuning_data),
+        num_steps=round(args.num_steps * multiple),
+        set=(*settings, *args.set),
+    )
+    report = train_editor(wanted.config(), run=name, storage=wanted.storage, output=wanted.output_folder)
+    return {
+        "editor": report.editor,
+        "fingerprint": report.fingerprint,
+        "num_steps": report.num_steps,
+        "best_step": report.best_step,
+        "edits_per_s": report.edits_per_s,
+        "seconds": report.seconds,
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", required=True)
+    parser.add_argument("--encoder", required=True)
+    parser.add_argument("--data", nargs="+", required=True, help="FORM:PATH")
+    parser.add_argument("--tuning-data", nargs="+", required=True, help="FORM:PATH")
+    parser.add_argument("--report", required=True, help="FORM:PATH")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["default"], metavar="VARIANT")
+    parser.add_argument("--num-steps", type=int, default=1000, help="of the default")
+    parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
+    parser.add_argument("--max-cases", type=int, default=1000)
+    parser.add_argument("--set", nargs="*", default=[], help="settings of all variants, as of jobs/train.py")
+    parser.add_argument("--storage", required=True)
+    parser.add_argument("--output", type=Path, help="file for the JSON as well")
+    args = parser.parse_args()
+    started = time.monotonic()
+    source = read_source(args.report)
+    (records,) = clean([source.records], num_empty=source.num_empty).records
+    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits)
+    llm = load_llm(args.llm)
+    found: dict[str, Any] = {}
+    connect(show_workers=True)
+    try:
+        for name in args.variants:
+            training = train(name, args)
+            answers, retrieval = evaluate_trained(load_editor(training["editor"]), llm, cases, counts)
+            found[name] = {"edits": answers, "retrieval": retrieval, "training": training}
+            print(json.dumps({name: found[name]}), flush=True)
+    finally:
+        ray.shutdown()
+    _show(found)
+    result = {
+        "variants": found,
+        "llm": args.llm,
+        "encoder": args.encoder,
+        "trained_on": args.data,
+        "data": {"name": source.name, "sha256": source.sha256, "cases": len(cases)},
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    line = json.dumps(result)
+    if args.output:
+        args.output.write_text(line + "\n")
+    print(line)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """Free generation, and the decisions of retrieval, by variant and number of edits."""
+    table = Table("variant", "edits at once", "reliability", "generality", "locality", "right fact", "right decision")
+    for name, one in found.items():
+        for num, metrics in one["edits"].items():
+            free, retrieval = metrics["free"], one["retrieval"][num]
+            values = [free["reliability"], free["generality"], free["locality"]]
+            values += [retrieval["right_fact"], retrieval["right_decision"]]
+            table.add_row(name, num, *(f"{value:.3f}" for value in values))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
