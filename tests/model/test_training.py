@@ -8,8 +8,10 @@ import torch
 from edit_examples import BATCH, example
 from tiny_models import tiny_editor, tiny_llm
 
-from recipe_ray.config import EditorConfig, Stage, TrainConfig
-from recipe_ray.model.training import RIDGE, fit_threshold, make_optimizer, warm_start
+from recipe_ray.config import EditorConfig, LossConfig, LossWeights, Stage, TrainConfig
+from recipe_ray.model.batch import BatchMaker
+from recipe_ray.model.joint import JointTraining
+from recipe_ray.model.training import RIDGE, fit_threshold, make_optimizer, take_step, warm_start
 
 
 def config(**changes):
@@ -102,3 +104,43 @@ def test_a_threshold_is_where_most_questions_are_decided_right():
     assert num_right(fitted) == best
     assert best < 9  # a random editor is wrong somewhere
     assert editor.thresholds(np.zeros((2, 24), np.float32)).tolist() == pytest.approx([fitted] * 2)
+
+
+def one_step(joint, turns, *, max_grad_norm=1.0, lr=1e-3):
+    optimizer, schedule = make_optimizer(joint.editor, config(encoder_lr=lr, head_lr=lr, prompt_lr=lr, warmup_share=0))
+    _, norm = take_step(
+        joint, turns, LossWeights(), optimizer=optimizer, schedule=schedule, max_grad_norm=max_grad_norm
+    )
+    return norm, schedule
+
+
+def batch_of(joint):
+    maker = BatchMaker(
+        encoder=joint.editor.encoder,
+        llm=joint.llm,
+        losses=joint.losses,
+        num_virtual_tokens=3,
+        position="first",
+        answer_end=".",
+    )
+    return maker.make(BATCH, edit=True, locality=True)
+
+
+def test_a_step_clips_the_gradient_to_its_norm():
+    joint = JointTraining(tiny_editor(), tiny_llm(), LossConfig())
+    norm, _ = one_step(joint, batch_of(joint), max_grad_norm=0.01)
+    clipped = torch.cat([one.grad.flatten() for one in joint.editor.parameters()]).norm().item()
+    assert norm > 0.01
+    assert clipped == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_step_whose_gradient_is_no_number_changes_no_weight():
+    joint = JointTraining(tiny_editor(), tiny_llm(), LossConfig())
+    with torch.no_grad():
+        joint.editor.prompt_encoder.project.bias[0] = torch.nan
+    before = {name: one.detach().clone() for name, one in joint.editor.named_parameters()}
+    norm, schedule = one_step(joint, batch_of(joint))
+    assert math.isnan(norm)
+    assert schedule.last_epoch == 0
+    for name, one in joint.editor.named_parameters():
+        assert torch.equal(one.nan_to_num(), before[name].nan_to_num()), name
