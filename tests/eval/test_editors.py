@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from recipe_ray.eval.cases import KINDS, Ask, EvalCase, kinds_of, record_cases
+from recipe_ray.eval.cases import KINDS, Ask, EvalCase, cases_in_groups, kinds_of, record_cases
 from recipe_ray.eval.editors import InContext, Recipe, RetrievedStatement, Unedited
 from recipe_ray.examples import EditRecord, Question
 
@@ -130,3 +130,27 @@ def test_cases_of_a_data_set_ask_what_its_edits_have():
     assert kinds_of(CASES) == KINDS
     assert record_cases(full, 5) == record_cases(full, 5)
     assert len(record_cases(full, 5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("num_records", "num_edits", "expected"),
+    [
+        (7, [1, 3, 100], (6, [1, 3, 6])),
+        (9, [1, 3, 9], (9, [1, 3, 9])),
+        (2, [10], (2, [2])),
+        (50, [1, 5], (20, [1, 5])),
+    ],
+)
+def test_cases_fall_into_whole_groups(num_records, num_edits, expected):
+    records = [
+        EditRecord(
+            prompt=f"{row} is",
+            target="x",
+            generality={"r": (Question(prompt=f"so {row} is", target="x"),)},
+            locality={"n": (Question(prompt=f"not {row}", target="y"),)},
+        )
+        for row in range(num_records)
+    ]
+    cases, counts = cases_in_groups(records, 20, num_edits)
+    assert (len(cases), counts) == expected
+    assert all(len(cases) % count == 0 for count in counts)

@@ -6,7 +6,9 @@ import torch
 from tiny_models import BOS, bert, byte_tokenizer, roberta
 
 from recipe_ray.errors import ConfigError, ModelError
-from recipe_ray.model.encoder import TextEncoder, empty_encoder, load_encoder, pool
+from recipe_ray.model.encoder import TextEncoder, check_encoder, empty_encoder, load_encoder, pool
+from recipe_ray.model.hub import model_source
+from recipe_ray.model.llm import llm_width
 
 TEXTS = ["Why?", "The capital of Ruritania is Strelsau", "x", "In 1897 the book appeared"]
 PARTS = ("max", "min", "mean")
@@ -95,3 +97,14 @@ def test_an_encoder_saved_in_half_precision_is_trained_and_restored_in_float32(t
 def test_a_missing_encoder_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"encoder .*no-such: no config\.json there"):
         load_encoder(str(tmp_path / "no-such"), PARTS)
+
+
+def test_a_causal_lm_is_no_encoder_and_an_encoder_is_no_causal_lm():
+    llama, bert_ = model_source("testbed", "llm"), model_source("testbed", "encoder")
+    check_encoder("testbed")
+    check_encoder(bert_)
+    with pytest.raises(ModelError, match=r"encoder .*: is a causal LM \(llama\), .*give a bidirectional encoder"):
+        check_encoder(llama)
+    assert llm_width("testbed") == llm_width(llama)
+    with pytest.raises(ModelError, match=r"llm .*: is a bidirectional encoder \(bert\); give a causal LM"):
+        llm_width(bert_)
