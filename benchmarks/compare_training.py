@@ -12,6 +12,7 @@ object: by variant the metrics of answers and of retrieval by number of edits at
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,33 +31,61 @@ from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
 
 STAND_IN_RATES = ("encoder_lr=1e-4", "head_lr=1e-4", "prompt_lr=1e-4")  # for an encoder pretrained for minutes
-# Method, settings, and steps as a multiple of the default's: an eighth of the edits a step takes less time.
-VARIANTS: dict[str, tuple[str, tuple[str, ...], float]] = {
-    "default": ("default", (), 1),
-    "paper": ("paper", STAND_IN_RATES, 2),
-    "reference": ("reference", STAND_IN_RATES, 2),
-    "no-prompt": ("no-prompt", (), 1),
-    "no-sentinel": ("no-sentinel", (), 1),
-    "neither": ("neither", (), 1),
-    "both-questions": ("default", ("losses.questions=both", "batch_size=32"), 1),
-    "margin": ("default", ("losses.margin=1.2",), 1),
-    "queue": ("default", ("losses.queue_size=1024",), 1),
-    "no-hard-negatives": ("default", ("data.hard_negatives=0",), 1),
-    "no-swapped-targets": ("default", ("data.swapped_targets=0",), 1),
-    "inner-product": ("default", ("editor.similarity=inner_product",), 1),
-    "key-width-256": ("default", ("editor.key_width=256",), 1),
-    "key-width-2048": ("default", ("editor.key_width=2048",), 1),
-    "cold-start": ("default", ("num_warm_start=0",), 1),
-    "prompt-first": ("default", ("editor.prompt_position=first",), 1),
-    "sentinel-from-start": ("default", ('stages=[{"num_steps":1,"weights":{"locality":0}}]',), 1),
-    "locality-term": ("default", ('stages=[{"num_steps":1}]',), 1),
+NO_LOCALITY = {"locality": 0}
+
+
+def stages(*parts: tuple[float, dict[str, float]]) -> Callable[[argparse.Namespace], tuple[str, ...]]:
+    """The setting of stages, each a share of the steps with its weights."""
+
+    def setting(args: argparse.Namespace) -> tuple[str, ...]:
+        made = [{"num_steps": round(share * args.num_steps), "weights": weights} for share, weights in parts]
+        return (f"stages={json.dumps(made)}",)
+
+    return setting
+
+
+def fixed(*settings: str) -> Callable[[argparse.Namespace], tuple[str, ...]]:
+    """Settings that depend on nothing."""
+    return lambda _: settings
+
+
+def random_text(args: argparse.Namespace) -> tuple[str, ...]:
+    """Lines of a file in place of every third locality question."""
+    return (f"data.random_text={args.random_text}", "data.random_text_share=0.33")
+
+
+# Method, what is set beside, and steps as a multiple of the default's: with an eighth of the edits a step is shorter.
+VARIANTS: dict[str, tuple[str, Callable[[argparse.Namespace], tuple[str, ...]], float]] = {
+    "default": ("default", fixed(), 1),
+    "paper": ("paper", fixed(*STAND_IN_RATES), 2),
+    "reference": ("reference", fixed(*STAND_IN_RATES), 2),
+    "no-prompt": ("no-prompt", fixed(), 1),
+    "no-sentinel": ("no-sentinel", fixed(), 1),
+    "neither": ("neither", fixed(), 1),
+    "both-questions": ("default", fixed("losses.questions=both", "batch_size=32"), 1),
+    "margin": ("default", fixed("losses.margin=1.2"), 1),
+    "queue": ("default", fixed("losses.queue_size=1024"), 1),
+    "no-hard-negatives": ("default", fixed("data.hard_negatives=0"), 1),
+    "no-swapped-targets": ("default", fixed("data.swapped_targets=0"), 1),
+    "inner-product": ("default", fixed("editor.similarity=inner_product"), 1),
+    "key-width-128": ("default", fixed("editor.key_width=128"), 1),
+    "key-width-2048": ("default", fixed("editor.key_width=2048"), 1),
+    "cold-start": ("default", fixed("num_warm_start=0"), 1),
+    "prompt-first": ("default", fixed("editor.prompt_position=first"), 1),
+    "random-text": ("default", random_text, 1),
+    "one-stage": ("default", stages((1, NO_LOCALITY)), 1),
+    "locality-term": ("default", stages((0.75, {"sentinel": 0.5}), (0.25, {})), 1),
+    "edit-first": (
+        "default",
+        stages((0.25, {"neighbour": 0, "sentinel": 0, "locality": 0}), (0.75, NO_LOCALITY)),
+        1,
+    ),
 }
 
 
 def train(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Train a variant, or find it trained."""
     method, settings, multiple = VARIANTS[name]
-    settings = tuple(one.replace('"num_steps":1', f'"num_steps":{args.num_steps}') for one in settings)
     wanted = TrainArgs(
         preset="small",
         method=method,
@@ -67,7 +96,7 @@ def train(name: str, args: argparse.Namespace) -> dict[str, Any]:
         data=tuple(args.data),
         tuning_data=tuple(args.tuning_data),
         num_steps=round(args.num_steps * multiple),
-        set=(*settings, *args.set),
+        set=(*settings(args), *args.set),
     )
     report = train_editor(wanted.config(), run=name, storage=wanted.storage, output=wanted.output_folder)
     return {
@@ -93,6 +122,7 @@ def main() -> None:
     parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--max-cases", type=int, default=1000)
     parser.add_argument("--set", nargs="*", default=[], help="settings of all variants, as of jobs/train.py")
+    parser.add_argument("--random-text", help="file of the variant random-text")
     parser.add_argument("--storage", required=True)
     parser.add_argument("--output", type=Path, help="file for the JSON as well")
     args = parser.parse_args()

@@ -1,6 +1,5 @@
 """Where a training's metrics go: console, TensorBoard, MLflow, a figure."""
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -139,7 +138,7 @@ def draw_curve(history: Sequence[Mapping[str, float]], path: Path) -> None:
         axes.plot([step for step, _ in points], [value for _, value in points], label=name, **style)
     for axes, title in ((losses, "losses"), (shares, "shares")):
         axes.set(title=title, xlabel="step")
-        with contextlib.suppress(IndexError):
+        if axes.lines:
             axes.legend(fontsize="x-small")
     losses.set_ylim(bottom=0)
     shares.set_ylim(0, 1)

@@ -34,6 +34,16 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
     report = train(config, tmp_path)
     assert report.num_steps == report.num_steps_now == 4
     assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
+    folder = Path(report.editor)
+    card = json.loads((folder / "editor.json").read_text())
+    assert card["training"] == json.loads((tmp_path / "run" / "train_config.json").read_text())
+    assert card["metrics"] == report.after
+    assert card["data"] == {"sources": ["testbed"]}
+    model_card = (folder / "README.md").read_text()
+    assert f"`{report.fingerprint}`" in model_card
+    assert f"| score | {report.before['score']:.4f} | {report.after['score']:.4f} |" in model_card
+    assert (folder / "training_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
     again = train(config, tmp_path)
     assert again.num_steps_now == 0
     assert again.fingerprint == report.fingerprint
