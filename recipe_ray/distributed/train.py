@@ -185,11 +185,12 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
         """How many workers of so many CPUs the nodes hold."""
         return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) if use_gpu else math.inf)) for node in nodes)
 
+    num_needed = config.min_workers or config.num_workers
     cpus = config.cpus_per_worker
     if cpus is None:
-        shares = {node.get("CPU", 0) // share for node in nodes for share in range(1, config.num_workers + 1)}
-        cpus = next((cpus for cpus in sorted(shares, reverse=True) if cpus and room(cpus) >= config.num_workers), 1)
-    num_needed = config.min_workers or config.num_workers
+        num_wanted = max(num_needed, min(config.num_workers, room(1)))  # an elastic training shares out what there is
+        shares = {node.get("CPU", 0) // share for node in nodes for share in range(1, num_wanted + 1)}
+        cpus = next((cpus for cpus in sorted(shares, reverse=True) if cpus and room(cpus) >= num_wanted), 1)
     if room(cpus) < num_needed:
         raise ConfigError(
             f"{num_needed} workers of {cpus:g} CPUs{' and a GPU' if use_gpu else ''} each do not fit: "

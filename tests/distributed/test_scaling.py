@@ -47,6 +47,20 @@ def test_a_worker_takes_what_fits_one_node(nodes, described, num_workers, cpus):
 
 
 @pytest.mark.parametrize(
+    ("described", "cpus"),
+    [
+        ([{"CPU": 32.0, "GPU": 2.0}], 16),
+        ([{"CPU": 2.0}], 1),
+        ([{"CPU": 32.0, "GPU": 8.0}], 4),
+    ],
+)
+def test_an_elastic_training_shares_out_what_there_is_and_may_grow(nodes, described, cpus):
+    nodes(*described)
+    scaling = _scaling(config(num_workers=8, min_workers=1))
+    assert (scaling.num_workers, scaling.resources_per_worker["CPU"]) == ((1, 8), cpus)
+
+
+@pytest.mark.parametrize(
     ("described", "changes", "complaint"),
     [
         ([{"CPU": 2.0}], {"num_workers": 3}, "3 workers of 1 CPUs each do not fit: .* hold 2;"),
