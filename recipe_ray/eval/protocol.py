@@ -17,7 +17,7 @@ from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import Ask, EvalCase, kinds_of
 from recipe_ray.eval.editors import Editor, Unedited
-from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.llm import FrozenLLM, Generation
 
 STOP = "."
 MAX_NEW_TOKENS = 24
@@ -40,11 +40,18 @@ class Reader:
         self.llm = llm
         self.prompts_NPD = prompts_NPD
         self.position: PromptPosition = position
-        self._generated: dict[Ask, str] = {}
-        self._accuracy: dict[tuple[Ask, str], float] = {}
+        self._generated: dict[Ask, Generation] = {}
+        self._accuracy: dict[tuple[Ask, tuple[int, ...]], float] = {}
 
     def generate(self, asks: Sequence[Ask]) -> list[str]:
         """Greedy answers up to the full stop."""
+        return [one.text.strip() for one in self._generations(asks)]
+
+    def generated_ids(self, asks: Sequence[Ask]) -> list[tuple[int, ...]]:
+        """The same as token ids, up to the full stop or the end of the text, with it."""
+        return [tuple(one.token_ids) for one in self._generations(asks)]
+
+    def _generations(self, asks: Sequence[Ask]) -> list[Generation]:
         for batch in _batches([ask for ask in dict.fromkeys(asks) if ask not in self._generated]):
             generations = self.llm.generate(
                 [ask.text for ask in batch],
@@ -53,10 +60,14 @@ class Reader:
                 position=self.position,
                 stop=[STOP],
             )
-            self._generated.update({ask: new.text.strip() for ask, new in zip(batch, generations, strict=True)})
+            self._generated.update(zip(batch, generations, strict=True))
         return [self._generated[ask] for ask in asks]
 
-    def token_accuracies(self, asks: Sequence[Ask], answers: Sequence[str]) -> list[float]:
+    def answer_ids(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """Answers as they would continue a question."""
+        return [tuple(self.llm.tokenize_answer(f" {answer}")) for answer in answers]
+
+    def token_accuracies(self, asks: Sequence[Ask], answers: Sequence[tuple[int, ...]]) -> list[float]:
         """Per ask the share of the answer's tokens that are most likely, each after the right ones before it."""
         pairs = list(zip(asks, answers, strict=True))
         for batch in _batches([pair for pair in dict.fromkeys(pairs) if pair not in self._accuracy]):
@@ -64,21 +75,20 @@ class Reader:
         return [self._accuracy[pair] for pair in pairs]
 
     @torch.inference_mode()
-    def _token_accuracies(self, pairs: Sequence[tuple[Ask, str]]) -> list[float]:
+    def _token_accuracies(self, pairs: Sequence[tuple[Ask, tuple[int, ...]]]) -> list[float]:
         llm = self.llm
-        answer_ids = [llm.tokenize_answer(f" {answer}") for _, answer in pairs]
         rows = llm.pad(
-            [llm.tokenize(ask.text) + ids for (ask, _), ids in zip(pairs, answer_ids, strict=True)],
+            [llm.tokenize(ask.text) + list(ids) for ask, ids in pairs],
             [0 if ask.fact < 0 else self.prompts_NPD.shape[1] for ask, _ in pairs],
             self.position,
         )
         given = [self.prompts_NPD[ask.fact] for ask, _ in pairs if ask.fact >= 0]
         prompts = torch.from_numpy(np.stack(given)).to(llm.device) if given else None
-        width = max(map(len, answer_ids))
+        width = max(len(ids) for _, ids in pairs)
         best_BA = llm.answer_logits(rows, prompts, num_answer_tokens=width).argmax(-1).cpu()
         return [
             (best[width - len(ids) :] == torch.tensor(ids)).float().mean().item()
-            for best, ids in zip(best_BA, answer_ids, strict=True)
+            for best, (_, ids) in zip(best_BA, pairs, strict=True)
         ]
 
 
@@ -94,12 +104,14 @@ def evaluate(reader: Reader, editor: Editor, cases: Sequence[EvalCase], *, num_e
     for kind in kinds_of(cases):
         asks = editor.asks(kind, num_edits)
         if kind == "locality":
-            wanted = reader.generate(Unedited(cases).asks(kind, num_edits))
+            unedited = Unedited(cases).asks(kind, num_edits)
+            wanted, wanted_ids = reader.generate(unedited), reader.generated_ids(unedited)
         else:
             wanted = [case.target for case in cases]
+            wanted_ids = reader.answer_ids(wanted)
         generated = reader.generate(asks)
         metrics["free"][kind] = float(np.mean([got == want for got, want in zip(generated, wanted, strict=True)]))
-        metrics["teacher_forced"][kind] = float(np.mean(reader.token_accuracies(asks, wanted)))
+        metrics["teacher_forced"][kind] = float(np.mean(reader.token_accuracies(asks, wanted_ids)))
     return metrics
 
 

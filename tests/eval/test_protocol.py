@@ -1,5 +1,7 @@
 """The numbers are those a person would count, by what the LLM really says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from tiny_models import tiny_llm
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import Ask, EvalCase
+from recipe_ray.eval.editors import Unedited
 from recipe_ray.eval.protocol import MAX_NEW_TOKENS, Reader, evaluate
 from recipe_ray.model.llm import Generation
 
@@ -37,9 +40,12 @@ class ToyLlm:
         asks = [(prompt, prefix is not None) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self.asked += asks
         return [
-            Generation(text=self.said.get(ask, " unsaid"), token_ids=[], num_prompt_tokens=1, finish_reason="stop")
-            for ask in asks
+            Generation(text=text, token_ids=self.tokenize_answer(text), num_prompt_tokens=1, finish_reason="stop")
+            for text in (self.said.get(ask, " unsaid") for ask in asks)
         ]
+
+    def tokenize_answer(self, text):
+        return [ord(char) for char in text]
 
 
 class Scripted:
@@ -55,7 +61,9 @@ class Scripted:
 def toy_reader(said, accuracies=None):
     reader = Reader(ToyLlm(said), PROMPTS_NPD, "after_bos")
     table = accuracies or {}
-    reader._token_accuracies = lambda pairs: [table.get((ask.text, answer), 0.0) for ask, answer in pairs]
+    reader._token_accuracies = lambda pairs: [
+        table.get((ask.text, "".join(map(chr, ids)).removeprefix(" ")), 0.0) for ask, ids in pairs
+    ]
     return reader
 
 
@@ -102,12 +110,20 @@ def test_groups_that_do_not_come_out_even_are_refused(num_edits):
         evaluate(toy_reader({}), Scripted(set()), CASES, num_edits=num_edits)
 
 
-def slow_share(llm, text, answer, prefix):
+def test_what_the_unedited_llm_says_is_what_it_is_held_to_token_by_token():
+    """Whatever it says: words that no text gives back as the same tokens, or nothing but an end."""
+    llm = tiny_llm()
+    cases = [dataclasses.replace(case, locality_prompt=f"{case.prompt} {row}") for row, case in enumerate(CASES)]
+    metrics = evaluate(Reader(llm, PROMPTS_NPD, "first"), Unedited(cases), cases, num_edits=4)
+    assert metrics["free"]["locality"] == metrics["teacher_forced"]["locality"] == 1.0
+
+
+def slow_share(llm, text, answer_ids, prefix):
     """Share of the answer's tokens that are most likely after the right ones before them; one row, no batch."""
-    ids, answer_ids = llm.tokenize(text), llm.tokenize_answer(f" {answer}")
+    ids = llm.tokenize(text)
     right = 0
     for place, token in enumerate(answer_ids):
-        embeds = llm.embedding(torch.tensor(ids + answer_ids[:place]))
+        embeds = llm.embedding(torch.tensor([*ids, *answer_ids[:place]]))
         if prefix is not None:
             embeds = torch.cat([embeds[:1], torch.from_numpy(prefix), embeds[1:]])
         with torch.no_grad():
@@ -133,7 +149,7 @@ def test_token_accuracies_of_a_mixed_batch_are_those_of_single_rows():
     prefixes = [None if ask.fact < 0 else prompts[ask.fact] for ask in asks]
     # What the LLM would say and something else, of different length.
     said = llm.generate([f"{ask.text} " for ask in asks], prefixes, max_new_tokens=3, position="after_bos")
-    answers = [one.text + "~!~!~!"[: 2 * row] for row, one in enumerate(said)]
+    answers = reader.answer_ids([one.text + "~!~!~!"[: 2 * row] for row, one in enumerate(said)])
     shares = reader.token_accuracies(asks, answers)
     rows = zip(asks, answers, prefixes, strict=True)
     assert shares == pytest.approx([slow_share(llm, ask.text, answer, prefix) for ask, answer, prefix in rows])
