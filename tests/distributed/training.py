@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -51,14 +52,19 @@ def kill(process):
     process.communicate(timeout=60)
 
 
-def wait_for_checkpoint(folder, process, *, run="run"):
-    """Until Ray Train has taken note of one."""
+def wait_for_checkpoint(folder, process, *, run="run", at_least=1):
+    """Until Ray Train has taken note of one, or of so many; the training may end before."""
     noted = Path(folder) / run / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 120
-    while not (noted.exists() and "checkpoint_dir_name" in noted.read_text()):
-        assert process.poll() is None, process.communicate()[0][-3000:]
+    deadline = time.monotonic() + 200
+    seen = set()
+    while process.poll() is None:
+        if noted.exists():
+            seen |= set(re.findall(r"checkpoint_[-\d._]{20,}", noted.read_text()))
+        if len(seen) >= at_least:
+            return
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    assert at_least > 1, process.communicate()[0][-3000:]
 
 
 def fingerprint(folder, *, run="run"):
