@@ -13,8 +13,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 from recipe_ray.config import Pooling
 from recipe_ray.errors import ConfigError, ModelError
 from recipe_ray.model.hub import is_causal, loading, model_source
-
-ENCODER_EXAMPLE = "FacebookAI/roberta-base"
+from recipe_ray.presets import ROBERTA
 
 
 class TextEncoder(nn.Module):
@@ -148,7 +147,7 @@ def check_encoder(name: str) -> None:
     if is_causal(architecture):
         raise ModelError(
             f"encoder {name}: is a causal LM ({architecture}), of which the first tokens see none of the rest; "
-            f"give a bidirectional encoder such as {ENCODER_EXAMPLE}"
+            f"give a bidirectional encoder such as {ROBERTA}"
         )
 
 
