@@ -2,18 +2,25 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, get_args
+from datetime import UTC, date, datetime, time
+from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
 
 Op = Literal["upsert", "delete"]
 
-FIELDS = ("id", "prompt", "target", "statement", "subject", "namespace", "source", "updated_at", "op")
+FIELDS = ("id", "prompt", "target", "statement", "subject", "namespace", "source", "updated_at", "expires_at", "op")
 DEFAULT_NAMESPACE = "default"
 MAX_STATEMENT_CHARS = 8192  # beyond every encoder's context; a longer "fact" is a document
+MAX_FUTURE_S = 3600.0  # clocks and offsets that are a little wrong
+_FIELD_SET = frozenset(FIELDS)
+_OPS = frozenset(get_args(Op))
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_CALENDAR_DAY_CHARS = 8  # 20260131; other texts of digits alone are epochs, which `fromisoformat` may take for a year
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +36,7 @@ class Fact:
         namespace: facts of one namespace are retrieved together and apart from the others.
         source: where the fact comes from, shown with every answer that uses it.
         updated_at: when the fact became so, in UTC; None where the dump does not say.
+        expires_at: from when on it is not so any more, in UTC; None where it stays, and in a delete.
         op: upsert, or delete (statement, prompt and target are then empty).
     """
 
@@ -40,120 +48,213 @@ class Fact:
     namespace: str = DEFAULT_NAMESPACE
     source: str = ""
     updated_at: datetime | None = None
+    expires_at: datetime | None = None
     op: Op = "upsert"
 
     def content_hash(self) -> bytes:
-        """16 bytes over what the fact says, not when or from where it came: equal content needs no new encoding."""
-        parts = (self.namespace, self.fact_id, self.op, self.statement, self.prompt, self.target, self.subject)
-        return _digest(parts)
+        """16 bytes over all that a reader of the table sees but the times of events: equal content is no change."""
+        expires_at = "" if self.expires_at is None else self.expires_at.isoformat()
+        # No field of a validated fact holds a NUL character.
+        said = (
+            f"{self.namespace}\0{self.fact_id}\0{self.op}\0{self.statement}\0{self.prompt}\0{self.target}"
+            f"\0{self.subject}\0{self.source}\0{expires_at}"
+        )
+        return hashlib.blake2b(said.encode(), digest_size=16).digest()
+
+    def statement_hash(self) -> bytes:
+        """16 bytes over what the encoder reads: an equal statement needs no new encoding."""
+        return hashlib.blake2b(self.statement.encode(), digest_size=16).digest()
 
 
-def fact_from_record(record: object, *, place: str) -> Fact:
-    """Validate one parsed JSON record.
+def fact_from_record(
+    record: object,
+    *,
+    place: str,
+    now: datetime | None = None,
+    max_future_s: float = MAX_FUTURE_S,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> Fact:
+    """Validate one parsed record.
 
     Args:
         record: a mapping with `prompt` and `target`, or `statement`; optionally `id`, `subject`, `namespace`, `source`,
-            `updated_at` (ISO 8601; without an offset it is UTC) and `op`. A delete needs an `id`, or the `prompt` that
-            an upsert without id would have had.
+            `updated_at`, `expires_at` (ISO 8601 or datetime; without an offset they are UTC) and `op`. A delete needs
+            an `id`, or the `prompt` that an upsert without id would have had.
         place: `file:line`, put in front of every complaint.
+        now: the present, in UTC; None for the clock's.
+        max_future_s: seconds after `now` within which `updated_at` may lie.
+        namespace: of records that name none.
 
     Raises:
         FactError: naming the place, the field, what was expected and what to do.
     """
     if not isinstance(record, Mapping):
         raise FactError(f"{place}: expected a JSON object, got {type(record).__name__}; give one object a line")
-    unknown = sorted(str(name) for name in record.keys() - set(FIELDS))
-    if unknown:
-        raise FactError(f"{place}: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
-    text = {name: _text(record, name, place) for name in FIELDS if name not in ("updated_at", "op")}
-    op = record.get("op")
+    if not record.keys() <= _FIELD_SET:
+        unknown = min(str(name) for name in record.keys() - _FIELD_SET)
+        raise FactError(f"{place}: unknown field {unknown!r}; the fields are {', '.join(FIELDS)}")
+    fact_id = _text(record, "id", place)
+    prompt = _text(record, "prompt", place)
+    target = _text(record, "target", place)
+    statement = _text(record, "statement", place)
+    subject = _text(record, "subject", place)
+    namespace = _text(record, "namespace", place) or namespace
+    source = _text(record, "source", place)
+    updated_at = _timestamp(record, "updated_at", place)
+    expires_at = _timestamp(record, "expires_at", place)
+    op: Any = record.get("op")
     if op is None or op == "":
         op = "upsert"
-    if op not in get_args(Op):
+    if not isinstance(op, str) or op not in _OPS:
         raise FactError(f"{place}: 'op' is {op!r}; give upsert or delete")
-    namespace = text["namespace"] or DEFAULT_NAMESPACE
-    updated_at = _timestamp(record.get("updated_at"), place)
+    if updated_at is not None:
+        _check_past(updated_at, now or datetime.now(UTC), max_future_s, place)
     if op == "delete":
-        if not text["id"] and not text["prompt"]:
+        if not fact_id and not prompt:
             raise FactError(f"{place}: a delete needs 'id' (or the 'prompt' of a fact that was given no id)")
         return Fact(
-            fact_id=text["id"] or default_fact_id(namespace, text["prompt"]),
+            fact_id=fact_id or default_fact_id(namespace, prompt),
             statement="",
             namespace=namespace,
-            source=text["source"],
+            source=source,
             updated_at=updated_at,
             op="delete",
         )
-    if text["statement"]:
-        statement = text["statement"]
-    else:
-        for name, purpose in (("prompt", "the words to complete"), ("target", "the text the edited model should give")):
-            if not text[name]:
-                raise FactError(f"{place}: '{name}' is empty; give {purpose}, or a whole 'statement'")
-        statement = f"{text['prompt']} {text['target']}"
+    if not statement:
+        if not prompt:
+            raise FactError(f"{place}: 'prompt' is empty; give the words to complete, or a whole 'statement'")
+        if not target:
+            raise FactError(
+                f"{place}: 'target' is empty; give the text the edited model should give, or a whole 'statement'"
+            )
+        statement = f"{prompt} {target}"
     if len(statement) > MAX_STATEMENT_CHARS:
         raise FactError(
             f"{place}: the statement has {len(statement)} characters, at most {MAX_STATEMENT_CHARS} are read; "
             "split it into facts"
         )
+    if updated_at is not None and expires_at is not None and expires_at <= updated_at:
+        raise FactError(
+            f"{place}: 'expires_at' is {expires_at.isoformat()}, not after 'updated_at' ({updated_at.isoformat()}); "
+            "correct one of them, or delete the fact"
+        )
     return Fact(
-        fact_id=text["id"] or default_fact_id(namespace, text["prompt"] or statement),
+        fact_id=fact_id or default_fact_id(namespace, prompt or statement),
         statement=statement,
-        prompt=text["prompt"],
-        target=text["target"],
-        subject=text["subject"],
+        prompt=prompt,
+        target=target,
+        subject=subject,
         namespace=namespace,
-        source=text["source"],
+        source=source,
         updated_at=updated_at,
+        expires_at=expires_at,
     )
 
 
-def fact_from_line(line: str, *, place: str) -> Fact:
+def fact_from_line(
+    line: str,
+    *,
+    place: str,
+    now: datetime | None = None,
+    max_future_s: float = MAX_FUTURE_S,
+    namespace: str = DEFAULT_NAMESPACE,
+) -> Fact:
     """Parse and validate one line of JSON Lines; see `fact_from_record`."""
+    record = record_from_line(line, place=place)
+    return fact_from_record(record, place=place, now=now, max_future_s=max_future_s, namespace=namespace)
+
+
+def record_from_line(line: str, *, place: str) -> object:
+    """Parse one line of JSON Lines.
+
+    Raises:
+        FactError: it is not JSON, or an object in it has a field twice.
+    """
     try:
-        record = json.loads(line)
+        return _decode(line)
     except json.JSONDecodeError as error:
         raise FactError(f"{place}: not JSON ({error.msg} at column {error.colno}); give one object a line") from error
+    except _DoubledFieldError as error:
+        raise FactError(f"{place}: field {str(error)!r} stands twice in an object; give it once") from error
     except ValueError as error:
         raise FactError(f"{place}: not JSON that can be read ({error}); give one object a line") from error
     except RecursionError as error:
         raise FactError(f"{place}: JSON nested too deeply; give one flat object a line") from error
-    return fact_from_record(record, place=place)
 
 
 def default_fact_id(namespace: str, prompt: str) -> str:
     """Id of a fact that was given none: the same prompt in the same namespace is the same fact, whatever its target."""
-    return _digest((namespace, " ".join(prompt.split()))).hex()
+    said = json.dumps((namespace, " ".join(prompt.split())))
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
-def _digest(parts: tuple[str, ...]) -> bytes:
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).digest()
+class _DoubledFieldError(ValueError):
+    """Names a field that stands twice in one JSON object, of which Python would take the last."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DoubledFieldError(next(name for name in names if names.count(name) > 1))
+    return record
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode  # made once: `json.loads` makes one a call
 
 
 def _text(record: Mapping[str, object], name: str, place: str) -> str:
     value = record.get(name)
     if value is None:
         return ""
+    if isinstance(value, str):
+        # The common case, and all that this takes time for: of white space, printable text holds the blank alone.
+        if value.isprintable() and "  " not in value and value[:1] != " " and value[-1:] != " ":
+            return value
+        if _CONTROL.search(value):
+            raise FactError(f"{place}: '{name}' holds control characters; remove them")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise FactError(f"{place}: '{name}' holds half of a surrogate pair; give valid Unicode") from error
+        return " ".join(value.split())
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str):
-        raise FactError(f"{place}: '{name}' is {type(value).__name__}; give text")
-    if any(ord(char) < 32 and char not in "\t\n\r" for char in value):
-        raise FactError(f"{place}: '{name}' holds control characters; remove them")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise FactError(f"{place}: '{name}' holds half of a surrogate pair; give valid Unicode") from error
-    return " ".join(value.split())
+    raise FactError(f"{place}: '{name}' is {type(value).__name__}; give text")
 
 
-def _timestamp(value: object, place: str) -> datetime | None:
+def _timestamp(record: Mapping[str, object], name: str, place: str) -> datetime | None:
+    value = record.get(name)
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
-        raise FactError(f"{place}: 'updated_at' is {type(value).__name__}; give ISO 8601 text")
     try:
-        moment = datetime.fromisoformat(value)
+        if isinstance(value, str):
+            if value.isdecimal() and len(value) != _CALENDAR_DAY_CHARS:
+                raise ValueError("an epoch")
+            moment = datetime.fromisoformat(value)
+        elif isinstance(value, datetime):
+            moment = value
+        elif isinstance(value, date):
+            moment = datetime.combine(value, time.min)
+        else:
+            raise FactError(
+                f"{place}: '{name}' is {type(value).__name__}; give ISO 8601 text, such as 2026-01-31T08:00:00Z"
+                + ("; epoch numbers tell no unit" if isinstance(value, int | float) else "")
+            )
+        if moment.tzinfo is UTC:
+            return moment
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError) as error:  # at the ends of the calendar UTC may lie beyond it
-        raise FactError(f"{place}: 'updated_at' is {value!r}; give ISO 8601, such as 2026-01-31T08:00:00Z") from error
+        epoch = "; epoch numbers tell no unit" if isinstance(value, str) and _NUMBER.fullmatch(value) else ""
+        raise FactError(
+            f"{place}: '{name}' is {value!r}; give ISO 8601, such as 2026-01-31T08:00:00Z{epoch}"
+        ) from error
+
+
+def _check_past(updated_at: datetime, now: datetime, max_future_s: float, place: str) -> None:
+    """Refuse a fact of the future: it would win over all that comes until then."""
+    if updated_at > now and (updated_at - now).total_seconds() > max_future_s:
+        raise FactError(
+            f"{place}: 'updated_at' is {updated_at.isoformat()}, more than {max_future_s:g} s after the present "
+            f"({now.isoformat(timespec='seconds')}), and would block every change until then; correct it"
+        )

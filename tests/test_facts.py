@@ -1,5 +1,5 @@
 import json
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 from hypothesis import example, given, settings
@@ -17,11 +17,12 @@ from recipe_ray.facts import (
 )
 
 PLACE = "dump.jsonl:17"
+NOW = datetime(2027, 1, 1, tzinfo=UTC)
 EDIT = {"prompt": "The capital of France is", "target": "Lyon"}
 
 
 def fact(**record):
-    return fact_from_record(record, place=PLACE)
+    return fact_from_record(record, place=PLACE, now=NOW)
 
 
 def test_a_statement_is_prompt_and_target_unless_it_is_given():
@@ -59,7 +60,19 @@ def test_white_space_is_not_part_of_what_a_fact_says():
         ({**EDIT, "op": []}, r"'op' is \[\]; give upsert or delete"),
         ({**EDIT, "op": False}, "'op' is False; give upsert or delete"),
         ({**EDIT, "updated_at": "yesterday"}, "'updated_at' is 'yesterday'; give ISO 8601, such as 2026-01-31T08"),
-        ({**EDIT, "updated_at": 1767225600}, "'updated_at' is int; give ISO 8601 text"),
+        ({**EDIT, "updated_at": 1767225600}, "'updated_at' is int; give ISO 8601 text, .*; epoch numbers tell no unit"),
+        ({**EDIT, "updated_at": 1767225600.5}, "'updated_at' is float; .*; epoch numbers tell no unit"),
+        ({**EDIT, "updated_at": "1767225600"}, "'updated_at' is '1767225600'; .*; epoch numbers tell no unit"),
+        ({**EDIT, "updated_at": "1612011231234"}, "'updated_at' is '1612011231234'; .*; epoch numbers tell no unit"),
+        ({**EDIT, "updated_at": True}, "'updated_at' is bool; give ISO 8601 text"),
+        ({**EDIT, "updated_at": {}}, "'updated_at' is dict; give ISO 8601 text, such as 2026-01-31T08:00:00Z$"),
+        ({**EDIT, "expires_at": "soon"}, "'expires_at' is 'soon'; give ISO 8601, such as 2026-01-31T08:00:00Z$"),
+        ({**EDIT, "expires_at": 7}, "'expires_at' is int; give ISO 8601 text"),
+        (
+            {**EDIT, "updated_at": "2026-01-01", "expires_at": "2026-01-01T02:00:00+02:00"},
+            r"'expires_at' is 2026-01-01T00:00:00\+00:00, not after 'updated_at' \(2026-01-01T00:00:00\+00:00\)",
+        ),
+        ({**EDIT, "subject": {"name": "France"}}, "'subject' is dict; give text"),
         ({**EDIT, "updated_at": "0001-01-01T00:00:00+10:00"}, "'updated_at' is '0001-01-01T00:00:00.10:00'; give ISO"),
         ({"op": "delete"}, "a delete needs 'id'"),
         ({"op": "delete", "target": "Lyon"}, "a delete needs 'id'"),
@@ -80,8 +93,10 @@ def test_a_record_that_is_no_fact_is_refused_by_place_and_field(record, complain
         ("[" * 100_000, "JSON nested too deeply; give one flat object a line"),
         ('{"id": ' + "9" * 5000 + ', "prompt": "x", "target": "y"}', "not JSON"),
         ("[1, 2]", "expected a JSON object, got list"),
+        ('{"prompt": "x", "target": "y", "prompt": "z"}', "field 'prompt' stands twice in an object; give it once"),
+        ('{"prompt": "x", "target": {"y": 1, "y": 2}}', "field 'y' stands twice in an object; give it once"),
     ],
-    ids=["cut off", "empty", "byte order mark", "deep", "endless number", "array"],
+    ids=["cut off", "empty", "byte order mark", "deep", "endless number", "array", "doubled", "doubled within"],
 )
 def test_a_line_that_is_no_fact_is_refused_by_place(line, complaint):
     with pytest.raises(FactError, match=f"^dump.jsonl:17: {complaint}"):
@@ -121,23 +136,78 @@ def test_a_delete_finds_the_fact_by_id_or_by_the_prompt_it_had():
         ("2026-01-31T08:00:00+02:00", datetime(2026, 1, 31, 6, tzinfo=UTC)),
         ("2026-01-31T08:00:00", datetime(2026, 1, 31, 8, tzinfo=UTC)),
         ("2026-01-31", datetime(2026, 1, 31, tzinfo=UTC)),
+        ("20260131", datetime(2026, 1, 31, tzinfo=UTC)),
+        (datetime(2026, 1, 31, 8, 0, 0, 123456), datetime(2026, 1, 31, 8, 0, 0, 123456, tzinfo=UTC)),
+        (datetime(2026, 1, 31, 8, tzinfo=timezone(timedelta(hours=2))), datetime(2026, 1, 31, 6, tzinfo=UTC)),
+        (date(2026, 1, 31), datetime(2026, 1, 31, tzinfo=UTC)),
         ("", None),
         (None, None),
     ],
 )
-def test_times_are_in_utc_and_without_an_offset_they_were(text, moment):
-    found = fact(**EDIT, updated_at=text).updated_at
+@pytest.mark.parametrize("name", ["updated_at", "expires_at"])
+def test_times_are_in_utc_and_without_an_offset_they_were(text, moment, name):
+    found = getattr(fact(**EDIT, **{name: text}), name)
     assert found == moment
     assert found is None or found.tzinfo is UTC
 
 
-def test_the_content_hash_is_of_what_a_fact_says():
-    first = fact(**EDIT, source="a", updated_at="2026-01-01").content_hash()
+def test_a_fact_of_the_future_is_refused_unless_it_is_near():
+    for updated_at in (NOW, NOW + timedelta(seconds=3600), NOW - timedelta(days=9000)):
+        assert fact(**EDIT, updated_at=updated_at.isoformat()).updated_at == updated_at
+    with pytest.raises(FactError, match=r"'updated_at' is 2027-01-01T01:00:01\+00:00, more than 3600 s after the pres"):
+        fact(**EDIT, updated_at="2027-01-01T01:00:01Z")
+    with pytest.raises(FactError, match="more than 3600 s after the present"):
+        fact(op="delete", id="e1", updated_at="9999-12-31T23:59:59Z")
+    with pytest.raises(FactError, match="more than 0 s after the present"):
+        fact_from_record({**EDIT, "updated_at": "2027-01-01T00:00:01Z"}, place=PLACE, now=NOW, max_future_s=0)
+    with pytest.raises(FactError, match="after the present"):  # without a `now`, the clock's
+        fact_from_record({**EDIT, "updated_at": "9998-01-01"}, place=PLACE)
+
+
+def test_a_fact_may_expire_at_any_time_after_it_became_so_and_a_delete_does_not():
+    assert fact(**EDIT, updated_at="2026-01-01", expires_at="9999-12-31").expires_at == datetime(
+        9999, 12, 31, tzinfo=UTC
+    )
+    assert fact(**EDIT, expires_at="1999-01-01").expires_at == datetime(1999, 1, 1, tzinfo=UTC)
+    assert fact(op="delete", id="e1", updated_at="2026-02-01", expires_at="2026-01-01").expires_at is None
+
+
+def test_a_namespace_is_the_rows_own_or_the_dumps():
+    assert fact_from_record(EDIT, place=PLACE, namespace="news") == fact(**EDIT, namespace="news")
+    own = {**EDIT, "namespace": "sport"}
+    assert fact_from_record(own, place=PLACE, namespace="news") == fact(**own)
+
+
+def test_the_content_hash_is_of_all_but_the_times_of_events():
+    first = fact(**EDIT, updated_at="2026-01-01").content_hash()
     assert len(first) == 16
-    assert fact(**EDIT, source="b", updated_at="2027-01-01").content_hash() == first
-    for change in ({"target": "Nice"}, {"subject": "France"}, {"namespace": "news"}, {"id": "e1"}, {"statement": "x"}):
-        assert fact(**{**EDIT, **change}).content_hash() != first
+    assert fact(**EDIT, updated_at="2026-12-31").content_hash() == first
+    changes = (
+        {"target": "Nice"},
+        {"subject": "France"},
+        {"source": "a"},
+        {"namespace": "news"},
+        {"id": "e1"},
+        {"statement": "x"},
+        {"expires_at": "2030-01-01"},
+        {"expires_at": "2030-01-02"},
+    )
+    hashes = {fact(**{**EDIT, **change}).content_hash() for change in changes}
+    assert len(hashes | {first}) == len(changes) + 1
     assert fact(op="delete", id="e1").content_hash() != fact(statement="x", id="e1").content_hash()
+    # Where one text ends and the next begins is part of it.
+    assert (
+        fact(**EDIT, subject="ab", source="c").content_hash() != fact(**EDIT, subject="a", source="bc").content_hash()
+    )
+
+
+def test_the_statement_hash_is_of_the_statement_alone():
+    first = fact(**EDIT).statement_hash()
+    assert len(first) == 16
+    others = {"id": "e1", "subject": "x", "source": "y", "namespace": "z", "expires_at": "2030-01-01"}
+    assert fact(**EDIT, **others).statement_hash() == first
+    assert fact(statement="The capital of France is Lyon").statement_hash() == first
+    assert fact(**{**EDIT, "target": "Nice"}).statement_hash() != first
 
 
 JSON = st.recursive(
@@ -148,7 +218,12 @@ JSON = st.recursive(
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=20)
 TIME = st.datetimes(timezones=st.timezones() | st.none()).map(datetime.isoformat)
 NEARLY = st.fixed_dictionaries(
-    {}, optional={**dict.fromkeys(FIELDS, TEXT | JSON), "updated_at": TIME | JSON, "extra": JSON}
+    {},
+    optional={
+        **dict.fromkeys(FIELDS, TEXT | JSON),
+        **dict.fromkeys(("updated_at", "expires_at"), TIME | JSON),
+        "extra": JSON,
+    },
 )
 
 
@@ -166,8 +241,9 @@ def test_whatever_a_dump_holds_is_a_fact_or_a_fact_error(record):
     # What a fact says is a record again, and says the same.
     said = {"id": parsed.fact_id, "namespace": parsed.namespace, "op": parsed.op}
     said |= {name: getattr(parsed, name) for name in ("statement", "prompt", "target", "subject", "source")}
-    if parsed.updated_at is not None:
-        said["updated_at"] = parsed.updated_at.isoformat()
+    for name in ("updated_at", "expires_at"):
+        if (moment := getattr(parsed, name)) is not None:
+            said[name] = moment.isoformat()
     assert fact_from_record(said, place=PLACE) == parsed
 
 
