@@ -35,7 +35,7 @@ from recipe_ray.eval.protocol import STOP, Reader, evaluate
 from recipe_ray.eval.testbed import dump_records, testbed_cases
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
-from recipe_ray.store.table import read_snapshot
+from recipe_ray.store.snapshot import read_snapshot
 from serving.local import serving
 from serving.settings import AppArgs
 

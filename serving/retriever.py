@@ -13,7 +13,8 @@ from recipe_ray.config import PromptPosition
 from recipe_ray.retrieval import NO_FACT
 from recipe_ray.store.files import localize
 from recipe_ray.store.index import FactIndex
-from recipe_ray.store.table import FactTable, Snapshot, read_snapshot
+from recipe_ray.store.snapshot import Snapshot, read_snapshot
+from recipe_ray.store.table import FactTable
 from serving.messages import Declined, Edit, Finding, Lookup
 
 MAX_BATCH_SIZE = 32  # queries are short, one encoder pass over this many costs little more than one over a few

@@ -4,6 +4,7 @@ S3 is configured by the standard variables: AWS_ENDPOINT_URL, AWS_REGION or AWS_
 AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, and whatever else the AWS credential chain reads.
 """
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, TYPE_CHECKING, cast
 
 import boto3
 from botocore.config import Config
@@ -22,6 +23,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
+
+if TYPE_CHECKING:
+    from types_boto3_s3 import S3Client
+    from types_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 CACHE_VARIABLE = "RECIPE_RAY_CACHE"
 _GLOB_CHARS = frozenset("*?[")
@@ -74,7 +79,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         region=region,
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
     )
     return s3, uri.removeprefix("s3://")
 
@@ -181,6 +186,60 @@ def is_empty(uri: str) -> bool:
         raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the path and the credentials") from error
 
 
+def list_below(uri: str) -> list[str]:
+    """URIs of the files below a directory or prefix, sorted; none where there is no such place.
+
+    Raises:
+        OutputError: the place cannot be read.
+    """
+    filesystem_, path = filesystem(uri)
+    try:
+        found = sorted(info.path for info in _below(filesystem_, path))
+    except OSError as error:
+        raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the path and the credentials") from error
+    return [("s3://" if is_s3(uri) else "") + path for path in found]
+
+
+def remove_tree(uri: str) -> None:
+    """Remove a directory or prefix with all that is below it; nothing happens where there is none.
+
+    Raises:
+        OutputError: it cannot be removed.
+    """
+    try:
+        if is_s3(uri):
+            # Not pyarrow: it would leave a marker where it emptied a directory.
+            client, (bucket, prefix) = s3_client(), split_s3(uri)
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
+            for page in pages:
+                keys: list[ObjectIdentifierTypeDef] = [{"Key": found["Key"]} for found in page.get("Contents", [])]
+                if keys:
+                    client.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+        else:
+            shutil.rmtree(absolute(uri), ignore_errors=not Path(absolute(uri)).exists())
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise OutputError(f"{uri}: cannot be removed ({_reason(error)}); check the permissions") from error
+
+
+def remove_empty(uri: str, *, depth: int) -> None:
+    """Remove a local directory and those above it, `depth` of them in all, as far as they are empty."""
+    path = Path(absolute(uri))
+    with contextlib.suppress(OSError):
+        for directory in [] if is_s3(uri) else (path, *path.parents)[:depth]:
+            directory.rmdir()
+
+
+def s3_client() -> "S3Client":
+    """A client of the S3 that the standard variables name, which tries again for about a minute."""
+    return boto3.client("s3", config=Config(connect_timeout=10, retries={"max_attempts": 8, "mode": "standard"}))
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
+    bucket, _, key = absolute(uri).removeprefix("s3://").partition("/")
+    return bucket, key
+
+
 def check_writable(uri: str) -> None:
     """Refuse a place that cannot be written, before work is spent on it; leaves nothing behind.
 
@@ -189,10 +248,8 @@ def check_writable(uri: str) -> None:
     """
     try:
         if is_s3(uri):
-            bucket, _, key = absolute(uri).removeprefix("s3://").partition("/")
+            client, (bucket, key) = s3_client(), split_s3(uri)
             key = f"{key}/_probe-{uuid.uuid4().hex}".lstrip("/")
-            # Not pyarrow: it would leave a directory marker where it deleted the probe.
-            client = boto3.client("s3", config=Config(connect_timeout=10, retries={"max_attempts": 2}))
             client.put_object(Bucket=bucket, Key=key)
             client.delete_object(Bucket=bucket, Key=key)
         else:

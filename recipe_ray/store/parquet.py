@@ -1,4 +1,7 @@
-"""Data files of the table: written by whichever process encodes, read back a row group at a time."""
+"""Data files of the table: written by whichever process encodes, read back a row group at a time.
+
+The name of an event file ends in the checksum of its bytes, so that the log, which names the file, tells what it must hold.
+"""
 
 import hashlib
 import re
@@ -17,6 +20,8 @@ from recipe_ray.store.schema import FILE_SCHEMA
 
 ROW_GROUP_BYTES = 32 * 1024 * 1024
 _READ_ROWS = 4096
+_CHECK_BYTES = 8 * 1024 * 1024
+_CHECKSUM = re.compile(r"-([0-9a-f]{32})\.parquet$")
 _VECTOR_COLUMNS = ("key", "prompt_embeddings")
 
 
@@ -61,15 +66,59 @@ def write_parquet(table_uri: str, path: str, rows: pa.Table) -> int:
     Raises:
         OutputError: the place cannot be written.
     """
-    uri = join(table_uri, path)
+    return write_bytes(join(table_uri, path), parquet_bytes(rows))
+
+
+def parquet_bytes(rows: pa.Table) -> pa.Buffer:
+    """A Parquet file in memory, every page with a checksum."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows, sink, write_page_checksum=True, **_write_options(rows))
+    return sink.getvalue()
+
+
+def write_bytes(uri: str, content: pa.Buffer) -> int:
+    """Write a file, see that all of it is there, and return its size in bytes.
+
+    Raises:
+        OutputError: the place cannot be written, or holds something else afterwards.
+    """
     filesystem_, target = filesystem(uri)
     try:
         if not is_s3(uri):
             filesystem_.create_dir(target.rpartition("/")[0], recursive=True)
-        pq.write_table(rows, target, filesystem=filesystem_, **_write_options(rows))
-        return int(filesystem_.get_file_info(target).size)
+        with filesystem_.open_output_stream(target) as sink:
+            sink.write(content)
+        size_bytes = int(filesystem_.get_file_info(target).size or 0)
     except OSError as error:
         raise OutputError(f"{uri}: cannot be written ({error}); free some space or check the permissions") from error
+    if size_bytes != content.size:
+        raise OutputError(
+            f"{uri}: {content.size} bytes were written, {size_bytes} are there; check the storage, run again"
+        )
+    return size_bytes
+
+
+def check_file(table_uri: str, path: str) -> None:
+    """Read a file of events whole and compare it with the checksum in its name; a name without one tells nothing.
+
+    Raises:
+        TableError: it is missing, cannot be read, or holds other bytes.
+    """
+    uri = join(table_uri, path)
+    expected = _CHECKSUM.search(path)
+    digest = hashlib.blake2b(digest_size=16)
+    filesystem_, target = filesystem(uri)
+    try:
+        with filesystem_.open_input_stream(target) as stream:
+            while part := stream.read(_CHECK_BYTES):
+                digest.update(part)
+    except OSError as error:
+        raise _unreadable(uri, error) from error
+    if expected and digest.hexdigest() != expected[1]:
+        raise TableError(
+            f"{uri}: its bytes are not those that were written (checksum {digest.hexdigest()}, its name says "
+            f"{expected[1]}); restore the file or an older version of the table"
+        )
 
 
 def read_batches(table_uri: str, path: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -81,22 +130,27 @@ def read_batches(table_uri: str, path: str, columns: Sequence[str]) -> Iterator[
     uri = join(table_uri, path)
     filesystem_, target = filesystem(uri)
     try:
-        with pq.ParquetFile(target, filesystem=filesystem_) as file:
+        with pq.ParquetFile(target, filesystem=filesystem_, page_checksum_verification=True) as file:
             if missing := sorted(set(columns) - set(file.schema_arrow.names)):
                 raise TableError(f"{uri}: column {missing[0]!r} is missing; restore an older version or ingest anew")
             yield from file.iter_batches(batch_size=_READ_ROWS, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
-        raise TableError(
-            f"{uri}: cannot be read ({str(error).splitlines()[0]}); restore the file or an older version of the table"
-        ) from error
+        raise _unreadable(uri, error) from error
+
+
+def _unreadable(uri: str, error: Exception) -> TableError:
+    return TableError(
+        f"{uri}: cannot be read ({str(error).splitlines()[0]}); restore the file or an older version of the table"
+    )
 
 
 def _write_partition(table_uri: str, events: pa.Table, namespace: str, shard: int) -> DataFile:
-    path = f"namespace={_directory(namespace)}/shard={shard}/part-{uuid.uuid4().hex}.parquet"
+    content = parquet_bytes(events.select(FILE_SCHEMA.names).cast(FILE_SCHEMA))
+    checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
+    path = f"namespace={_directory(namespace)}/shard={shard}/part-{uuid.uuid4().hex}-{checksum}.parquet"
     partition = {"namespace": namespace, "shard": str(shard)}
-    rows = events.select(FILE_SCHEMA.names).cast(FILE_SCHEMA)
-    size_bytes = write_parquet(table_uri, path, rows)
-    return DataFile(path=path, size_bytes=size_bytes, num_rows=len(rows), partition=partition)
+    size_bytes = write_bytes(join(table_uri, path), content)
+    return DataFile(path=path, size_bytes=size_bytes, num_rows=len(events), partition=partition)
 
 
 def _write_options(rows: pa.Table) -> dict[str, Any]:

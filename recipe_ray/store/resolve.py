@@ -1,105 +1,147 @@
-"""Which lines of a dump become events of the table, decided from hashes and times alone."""
+"""Which rows of a dump become events of the table, and which of those need the encoder, from hashes and times alone."""
 
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 
-from recipe_ray.store.dump import Scan, microseconds
-from recipe_ray.store.order import EventOrder, Hashes, last_events
-from recipe_ray.store.table import StandingEvents
+from recipe_ray.store.order import Events, concatenate, find_rows, last_events
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestCounts:
-    """What became of the lines of a dump; `read` is the sum of all the others.
+    """What became of the rows of a dump; `read` is the sum of all the others.
 
     Attributes:
-        read: lines that are not blank.
+        read: rows that are not blank.
         new: facts that were not live before.
         changed: facts that say something else now.
-        deleted: deletes written.
-        unchanged: facts that the table tells already, word for word.
+        deleted: deletes that stand now.
+        expired: facts that stand now and were past their `expires_at` when they came.
+        unchanged: facts that the table told already.
         superseded: events that lose to a later one of the same id, in the dump or in the table.
-        quarantined: lines that are no facts.
+        quarantined: rows that are no facts.
     """
 
-    read: int
-    new: int
-    changed: int
-    deleted: int
-    unchanged: int
-    superseded: int
-    quarantined: int
+    read: int = 0
+    new: int = 0
+    changed: int = 0
+    deleted: int = 0
+    expired: int = 0
+    unchanged: int = 0
+    superseded: int = 0
+    quarantined: int = 0
+
+    def __add__(self, other: "IngestCounts") -> "IngestCounts":
+        return IngestCounts(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
-    """Rows of the scanned facts to write, in the order of the dump, and what became of the others."""
+    """What to do with the N rows of a dump.
 
-    rows: npt.NDArray[np.int64]
+    Attributes:
+        written_N: bool, rows that become events.
+        encoded_N: bool, those of them whose vectors the table lacks.
+        counts: what became of the rows.
+    """
+
+    written_N: npt.NDArray[np.bool_]
+    encoded_N: npt.NDArray[np.bool_]
     counts: IngestCounts
 
 
-def resolve(scan: Scan, standing: StandingEvents, *, ingested_at: datetime) -> Resolution:
-    """Choose the events to write: the last of every id in the dump, where it is later than the table's and says other.
+def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
+    """Choose what to write: of every id the events that are later than all that is known, or as late and different.
 
-    A fact that the table tells already word for word is not written again, even with a later `updated_at`.
+    An event that the table holds is not written again, and one that is earlier than another of its id never stands, so
+    it is not written either. What is written together with what was there tells the same as if everything were,
+    whoever commits first: two events of one time and different content are both kept, since an older copy of one of them,
+    still on its way, may yet decide between them by its `ingested_at`.
+
+    Args:
+        dump: the rows of a dump, all of one `ingested_at`; `encoded_N` is false.
+        stored: every event of the same ids in the table.
+        now_us: the time by which a fact has expired, microseconds since the Unix epoch.
     """
-    scanned = scan.facts
-    num_scanned = len(scanned.line_N)
-    ingested_us = np.full(num_scanned, microseconds(ingested_at), np.int64)
-    events = EventOrder(
-        identity_N2=scanned.identity_N2,
-        updated_us_N=scanned.updated_us_N,
-        ingested_us_N=ingested_us,
-        content_N2=scanned.content_N2,
+    num_stored, num_rows = len(stored), len(dump)
+    both = concatenate([stored, dump])
+    identities, of_row = _number(both.identity_N2)
+    newest_us = np.full(identities, np.iinfo(np.int64).min)
+    np.maximum.at(newest_us, of_row, both.updated_us_N)
+    is_newest = dump.updated_us_N == newest_us[of_row[num_stored:]]
+    first_like_it = find_rows(_event_keys(dump), _event_keys(dump))
+    is_first = first_like_it == np.arange(num_rows)
+    known_row = find_rows(_event_keys(dump), _event_keys(stored))
+    is_known = known_row >= 0
+    known_since = np.full(num_rows, np.iinfo(np.int64).max)
+    known_since[is_known] = _first_ingested(stored)[known_row[is_known]]
+    written = is_newest & is_first & (known_since > dump.ingested_us_N)
+    reused = find_rows(_statement_keys(dump), _statement_keys(stored.take(stored.encoded_N))) >= 0
+    expired = dump.expires_us_N <= now_us
+    encoded = written & ~dump.is_delete_N & ~reused & ~expired
+    return Resolution(
+        written_N=written,
+        encoded_N=encoded,
+        counts=_count(dump, stored, both, written=written, is_known=is_known & is_newest & is_first, now_us=now_us),
     )
-    rows = last_events(events)
-    last = events.take(rows)
-    stored_row = _find(last.identity_N2, standing.order.identity_N2)
-    known = np.flatnonzero(stored_row >= 0)
-    ours, theirs = last.take(known), standing.order.take(stored_row[known])
-    same, later, was_live = np.zeros(len(rows), np.bool_), np.ones(len(rows), np.bool_), np.zeros(len(rows), np.bool_)
-    same[known] = (ours.content_N2 == theirs.content_N2).all(axis=1)
-    later[known] = _later(ours, theirs)
-    was_live[known] = ~standing.is_delete_N[stored_row[known]]
-    written = later & ~same
-    is_delete = scanned.is_delete_N[rows]
-    counts = IngestCounts(
-        read=num_scanned + len(scan.bad_lines),
-        new=int((written & ~is_delete & ~was_live).sum()),
-        changed=int((written & ~is_delete & was_live).sum()),
-        deleted=int((written & is_delete).sum()),
-        unchanged=int(same.sum()),
-        superseded=int(num_scanned - len(rows) + (~later & ~same).sum()),
-        quarantined=len(scan.bad_lines),
+
+
+def _count(
+    dump: Events,
+    stored: Events,
+    both: Events,
+    *,
+    written: npt.NDArray[np.bool_],
+    is_known: npt.NDArray[np.bool_],
+    now_us: int,
+) -> IngestCounts:
+    num_rows, num_stored = len(dump), len(stored)
+    before = stored.take(last_events(stored))
+    row_before = find_rows(dump.identity_N2, before.identity_N2)
+    was_there = row_before >= 0
+    was_live, says_the_same = np.zeros(num_rows, np.bool_), np.zeros(num_rows, np.bool_)
+    was_live[was_there] = before.is_live(now_us)[row_before[was_there]]
+    says_the_same[was_there] = (dump.content_N2[was_there] == before.content_N2[row_before[was_there]]).all(axis=1)
+    stands = np.zeros(len(both), np.bool_)
+    stands[last_events(both)] = True
+    stands_now = written & stands[num_stored:]
+    unchanged = is_known | (stands_now & says_the_same)
+    told = stands_now & ~unchanged
+    expired = told & ~dump.is_delete_N & (dump.expires_us_N <= now_us)
+    live = told & ~dump.is_delete_N & ~expired
+    return IngestCounts(
+        read=num_rows,
+        new=int((live & ~was_live).sum()),
+        changed=int((live & was_live).sum()),
+        deleted=int((told & dump.is_delete_N).sum()),
+        expired=int(expired.sum()),
+        unchanged=int(unchanged.sum()),
+        superseded=int(num_rows - unchanged.sum() - told.sum()),
     )
-    return Resolution(rows=np.sort(rows[written]), counts=counts)
 
 
-def _find(wanted_M2: Hashes, among_N2: Hashes) -> npt.NDArray[np.int64]:
-    """Row of each wanted identity among distinct ones, -1 where it is absent."""
-    both = np.concatenate([among_N2, wanted_M2])
-    order = np.lexsort((both[:, 1], both[:, 0]))  # stable: of equals the one of among_N2 comes first
-    begins = np.append(True, (both[order][1:] != both[order][:-1]).any(axis=1))[: len(order)]
-    first_of_equals = order[begins][np.cumsum(begins) - 1]
-    found = np.empty(len(both), np.int64)
-    found[order] = np.where(first_of_equals < len(among_N2), first_of_equals, -1)
-    return found[len(among_N2) :]
+def _number(identity_N2: npt.NDArray[np.uint64]) -> tuple[int, npt.NDArray[np.int64]]:
+    """How many distinct identities there are, and the number of each row's."""
+    first = find_rows(identity_N2, identity_N2)
+    distinct = np.unique(first)
+    return len(distinct), np.searchsorted(distinct, first)
 
 
-def _later(left: EventOrder, right: EventOrder) -> npt.NDArray[np.bool_]:
-    """Whether each event of `left` stands against the one of `right`, by the order of `recipe_ray.store.order`."""
-    later = np.zeros(len(left), np.bool_)
-    undecided = np.ones(len(left), np.bool_)
-    for ours, theirs in (
-        (left.updated_us_N, right.updated_us_N),
-        (left.ingested_us_N, right.ingested_us_N),
-        (left.content_N2[:, 0], right.content_N2[:, 0]),
-        (left.content_N2[:, 1], right.content_N2[:, 1]),
-    ):
-        later |= undecided & (ours > theirs)
-        undecided &= ours == theirs
-    return later
+def _event_keys(events: Events) -> npt.NDArray[np.uint64]:
+    updated = events.updated_us_N.astype(np.uint64)[:, None]  # equal exactly where the signed numbers are
+    return np.concatenate([events.identity_N2, updated, events.content_N2], axis=1)
+
+
+def _statement_keys(events: Events) -> npt.NDArray[np.uint64]:
+    return np.concatenate([events.identity_N2, events.statement_N2], axis=1)
+
+
+def _first_ingested(events: Events) -> npt.NDArray[np.int64]:
+    """When each row's event was first ingested, by whichever of its copies; right for the first copy of each."""
+    first = find_rows(_event_keys(events), _event_keys(events))
+    earliest = events.ingested_us_N.copy()
+    np.minimum.at(earliest, first, events.ingested_us_N)
+    return earliest[first]

@@ -6,6 +6,7 @@ F facts, K key width, P virtual tokens, D LLM width.
 import base64
 import hashlib
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from recipe_ray.errors import TableError
 
 VectorDtype = Literal["float16", "float32"]
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
 PARTITION_COLUMNS = ["namespace", "shard"]
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -33,22 +34,45 @@ _EVENT_FIELDS: list[Any] = [
     pa.field("subject", pa.string(), nullable=False),
     pa.field("source", pa.string(), nullable=False),
     pa.field("updated_at", TIMESTAMP, nullable=False),
+    pa.field("expires_at", TIMESTAMP),
     pa.field("ingested_at", TIMESTAMP, nullable=False),
     pa.field("content_hash", pa.binary(), nullable=False),
+    pa.field("statement_hash", pa.binary(), nullable=False),
+    pa.field("encoded", pa.bool_(), nullable=False),
     pa.field("key", pa.binary()),
     pa.field("prompt_embeddings", pa.binary()),
 ]
 EVENT_SCHEMA = pa.schema(_EVENT_FIELDS)
-"""One row an event. `key` and `prompt_embeddings` are null in a delete."""
+"""One row an event. `encoded` says whether `key` and `prompt_embeddings` stand in the row. They are null in a delete, in
+a fact that had expired when it came, and where an older event of the same id has the same `statement_hash`: the vectors
+are that event's."""
 
 FILE_SCHEMA = pa.schema([field for field in EVENT_SCHEMA if field.name not in PARTITION_COLUMNS])
 """What a data file holds; the partition columns stand in the log, as Delta demands."""
 
-FACT_COLUMNS = ["fact_id", "namespace", "statement", "prompt", "target", "subject", "source", "updated_at"]
+FACT_COLUMNS = [
+    "fact_id",
+    "namespace",
+    "statement",
+    "prompt",
+    "target",
+    "subject",
+    "source",
+    "updated_at",
+    "expires_at",
+]
 """What a snapshot tells of a live fact besides its vectors."""
 
 _DTYPES: dict[str, str] = {"float16": "<f2", "float32": "<f4"}
 _PROPERTY = "recipe."
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since the Unix epoch, exactly."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def identity_hash(namespace: str, fact_id: str) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from jobs.ingest import describe
 from recipe_ray.distributed.ingest import IngestCounts, IngestReport
 from recipe_ray.store.files import publish, write_text
-from recipe_ray.store.table import read_snapshot
+from recipe_ray.store.snapshot import read_snapshot
 
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 COUNTS = IngestCounts(read=9, new=2, changed=1, deleted=1, unchanged=1, superseded=1, quarantined=3)

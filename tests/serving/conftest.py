@@ -118,8 +118,11 @@ def table_uri(editor, tmp_path_factory):
         "subject": [""] * rows,
         "source": ["gazette"] * rows,
         "updated_at": [NOW] * rows,
+        "expires_at": [None] * rows,
         "ingested_at": [NOW] * rows,
         "content_hash": [fact_id.encode().ljust(16) for fact_id in FACTS],
+        "statement_hash": [fact_id.encode().ljust(16) for fact_id in FACTS],
+        "encoded": [True] * rows,
         "key": vectors_to_cells(keys_FK, table.dtype),
         "prompt_embeddings": vectors_to_cells(prompts_FPD.reshape(rows, -1), table.dtype),
     }

@@ -6,7 +6,7 @@ import pytest
 
 from recipe_ray.config import EditorIdentity
 from recipe_ray.errors import TableError
-from recipe_ray.store.table import Snapshot
+from recipe_ray.store.snapshot import Snapshot
 from serving.messages import Lookup
 from serving.retriever import FactRetriever, RetrieverDeployment
 

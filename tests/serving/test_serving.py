@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from recipe_ray.errors import ServiceError
-from recipe_ray.store.table import read_snapshot
+from recipe_ray.store.snapshot import read_snapshot
 from serving.local import serving
 from serving.messages import Lookup
 from serving.retriever import FactRetriever

@@ -1,7 +1,8 @@
 from datetime import UTC, datetime
 
 from recipe_ray.store.quarantine import BadLine, quarantine, read_quarantine
-from recipe_ray.store.table import FactTable, read_snapshot
+from recipe_ray.store.snapshot import read_snapshot
+from recipe_ray.store.table import FactTable
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LINES = [

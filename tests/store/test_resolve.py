@@ -1,109 +1,127 @@
 import dataclasses
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from event_arrays import make_events, standing_by_the_rule
+from hypothesis import given
+from hypothesis import strategies as st
 
-from recipe_ray.facts import fact_from_record
-from recipe_ray.store.dump import Scan, ScannedFacts, microseconds
-from recipe_ray.store.order import EventOrder, hashes_of
+from recipe_ray.store.order import NEVER_US, concatenate, last_events, vector_rows
 from recipe_ray.store.resolve import IngestCounts, resolve
-from recipe_ray.store.schema import identity_hash
-from recipe_ray.store.table import StandingEvents
-
-INGESTED = datetime(2026, 6, 1, tzinfo=UTC)
 
 
-def parsed(records):
-    return [fact_from_record(record, place="test:1") for record in records]
+NOW = 100
 
 
-def day(number):
-    return f"2026-01-{number:02}"
+def upsert(identity, content, updated, ingested=50, **more):
+    return {"identity": identity, "content": content, "updated": updated, "ingested": ingested, **more}
 
 
-def upsert(fact_id, target, on):
-    return {"id": fact_id, "prompt": "p", "target": target, "updated_at": day(on)}
+def delete(identity, updated, ingested=50):
+    return {"identity": identity, "content": 99, "updated": updated, "ingested": ingested, "delete": True}
 
 
-def delete(fact_id, on):
-    return {"id": fact_id, "op": "delete", "updated_at": day(on)}
-
-
-def hashes(values):
-    return hashes_of(b"".join(values), place="test")
-
-
-def scan_of(records, bad_lines=()):
-    facts = parsed(records)
-    return Scan(
-        facts=ScannedFacts(
-            file_N=np.zeros(len(facts), np.int32),
-            line_N=np.arange(1, len(facts) + 1),
-            identity_N2=hashes(identity_hash(fact.namespace, fact.fact_id) for fact in facts),
-            content_N2=hashes(fact.content_hash() for fact in facts),
-            updated_us_N=np.array([microseconds(fact.updated_at) for fact in facts], np.int64),
-            is_delete_N=np.array([fact.op == "delete" for fact in facts], np.bool_),
-        ),
-        bad_lines=list(bad_lines),
-        digests={},
-    )
-
-
-def standing_of(records, ingested_at=datetime(2026, 5, 1, tzinfo=UTC)):
-    facts = scan_of(records).facts
-    return StandingEvents(
-        order=EventOrder(
-            identity_N2=facts.identity_N2,
-            updated_us_N=facts.updated_us_N,
-            ingested_us_N=np.full(len(records), microseconds(ingested_at)),
-            content_N2=facts.content_N2,
-        ),
-        is_delete_N=facts.is_delete_N,
-    )
+def stored(*events):
+    return make_events({"encoded": not event.get("delete", False), **event} for event in events)
 
 
 def counts(**given):
-    zeros = {field.name: 0 for field in dataclasses.fields(IngestCounts)}
-    return IngestCounts(**{**zeros, **given})
+    return IngestCounts(**given)
+
+
+A, B = 1, 2
+X, Y, Z = 11, 12, 13
 
 
 @pytest.mark.parametrize(
-    ("stored", "dump", "rows", "expected"),
+    ("table", "dump", "written", "encoded", "expected"),
     [
-        ([], [upsert("a", "x", 1), upsert("b", "y", 1)], [0, 1], counts(read=2, new=2)),
-        ([], [upsert("a", "new", 2), upsert("a", "old", 1)], [0], counts(read=2, new=1, superseded=1)),
-        ([], [upsert("a", "x", 1), upsert("a", "x", 1)], [0], counts(read=2, new=1, superseded=1)),
-        ([], [upsert("a", "x", 1), delete("a", 2)], [1], counts(read=2, deleted=1, superseded=1)),
-        ([upsert("a", "x", 1)], [upsert("a", "y", 2)], [0], counts(read=1, changed=1)),
-        ([upsert("a", "x", 1)], [upsert("a", "x", 1)], [], counts(read=1, unchanged=1)),
-        ([upsert("a", "x", 1)], [upsert("a", "x", 9)], [], counts(read=1, unchanged=1)),
-        ([upsert("a", "x", 5)], [upsert("a", "y", 4)], [], counts(read=1, superseded=1)),
-        ([upsert("a", "x", 5)], [upsert("a", "y", 5)], [0], counts(read=1, changed=1)),
-        ([upsert("a", "x", 1)], [delete("a", 2)], [0], counts(read=1, deleted=1)),
-        ([upsert("a", "x", 3)], [delete("a", 2)], [], counts(read=1, superseded=1)),
-        ([delete("a", 1)], [delete("a", 2)], [], counts(read=1, unchanged=1)),
-        ([delete("a", 1)], [upsert("a", "x", 2)], [0], counts(read=1, new=1)),
-        ([], [delete("never there", 1)], [0], counts(read=1, deleted=1)),
-        ([upsert("b", "x", 1), upsert("c", "x", 1)], [upsert("c", "y", 2), upsert("a", "z", 2)], [0, 1],
-         counts(read=2, new=1, changed=1)),
+        ([], [upsert(A, X, 1), upsert(B, Y, 1)], [0, 1], [0, 1], counts(read=2, new=2)),
+        ([], [upsert(A, X, 2), upsert(A, Y, 1)], [0], [0], counts(read=2, new=1, superseded=1)),
+        ([], [upsert(A, X, 1), upsert(A, X, 1)], [0], [0], counts(read=2, new=1, superseded=1)),
+        ([], [upsert(A, X, 1), delete(A, 2)], [1], [], counts(read=2, deleted=1, superseded=1)),
+        # of one time and different: both are kept, the greater hash stands
+        ([], [upsert(A, X, 1), upsert(A, Y, 1)], [0, 1], [0, 1], counts(read=2, new=1, superseded=1)),
+        ([upsert(A, X, 1, 9)], [upsert(A, Y, 2)], [0], [0], counts(read=1, changed=1)),
+        ([upsert(A, X, 1, 9)], [upsert(A, X, 1)], [], [], counts(read=1, unchanged=1)),
+        # said again as of a later time: written, so that nothing older wins, and not encoded
+        ([upsert(A, X, 1, 9)], [upsert(A, X, 9)], [0], [], counts(read=1, unchanged=1)),
+        # said again by an ingest that began earlier
+        ([upsert(A, X, 1, 60)], [upsert(A, X, 1)], [0], [], counts(read=1, unchanged=1)),
+        ([upsert(A, X, 5, 9)], [upsert(A, Y, 4)], [], [], counts(read=1, superseded=1)),
+        ([upsert(A, X, 5, 9)], [upsert(A, Y, 5)], [0], [0], counts(read=1, changed=1)),
+        ([upsert(A, X, 5, 60)], [upsert(A, Y, 5)], [0], [0], counts(read=1, superseded=1)),
+        ([upsert(A, X, 1, 9)], [delete(A, 2)], [0], [], counts(read=1, deleted=1)),
+        ([upsert(A, X, 3, 9)], [delete(A, 2)], [], [], counts(read=1, superseded=1)),
+        ([delete(A, 1, 9)], [delete(A, 2)], [0], [], counts(read=1, unchanged=1)),
+        ([delete(A, 1, 9)], [upsert(A, X, 2)], [0], [0], counts(read=1, new=1)),
+        ([], [delete(A, 1)], [0], [], counts(read=1, deleted=1)),
+        # the statement was encoded before
+        ([upsert(A, X, 1, 9), upsert(A, Y, 2, 9)], [upsert(A, X, 3)], [0], [], counts(read=1, changed=1)),
+        ([upsert(A, X, 1, 9)], [upsert(A, Y, 2, statement=X)], [0], [], counts(read=1, changed=1)),
+        # past their time, now or since they came
+        ([], [upsert(A, X, 1, expires=NOW)], [0], [], counts(read=1, expired=1)),
+        ([], [upsert(A, X, 1, expires=NOW + 1)], [0], [0], counts(read=1, new=1)),
+        ([upsert(A, X, 1, 9, expires=NOW)], [upsert(A, Y, 2)], [0], [0], counts(read=1, new=1)),
+        ([upsert(B, X, 1, 9)], [upsert(A, X, 2)], [0], [0], counts(read=1, new=1)),
     ],
 )  # fmt: skip
-def test_what_becomes_of_the_lines(stored, dump, rows, expected):
-    resolution = resolve(scan_of(dump), standing_of(stored), ingested_at=INGESTED)
-    assert resolution.rows.tolist() == rows
-    assert resolution.counts == expected
+def test_what_becomes_of_the_rows(table, dump, written, encoded, expected):
+    found = resolve(make_events(dump), stored(*table), now_us=NOW)
+    assert np.flatnonzero(found.written_N).tolist() == written
+    assert np.flatnonzero(found.encoded_N).tolist() == encoded
+    assert found.counts == expected
 
 
-def test_every_line_read_is_counted_once():
-    rng = np.random.default_rng(0)
-    records = [upsert(str(rng.integers(20)), str(rng.integers(3)), int(rng.integers(1, 9))) for _ in range(300)]
-    stored = [upsert(str(number), str(number % 3), 4) for number in range(0, 20, 2)]
-    found = resolve(scan_of(records, ["a bad line", "another"]), standing_of(stored), ingested_at=INGESTED).counts
-    assert found.read == 302
-    assert found.read == sum(dataclasses.asdict(found).values()) - found.read
+event_strategy = st.fixed_dictionaries(
+    {
+        "identity": st.integers(0, 2),
+        "updated": st.integers(0, 2),
+        "content": st.integers(0, 3),
+        "expires": st.sampled_from([NEVER_US, 1, 1000]),
+    }
+).map(
+    # what an event says tells whether it deletes and when it expires
+    lambda event: {
+        **event,
+        "delete": event["content"] == 0,
+        "statement": event["content"] % 2,
+        "expires": {0: NEVER_US, 1: NEVER_US, 2: 1, 3: 1000}[event["content"]],
+    }
+)
+dumps_strategy = st.lists(st.lists(event_strategy, min_size=1, max_size=4), min_size=1, max_size=5)
 
 
-def test_of_two_dumps_the_one_ingested_later_wins_a_tie():
-    later = standing_of([upsert("a", "x", 5)], ingested_at=datetime(2026, 7, 1, tzinfo=UTC))
-    assert resolve(scan_of([upsert("a", "y", 5)]), later, ingested_at=INGESTED).counts == counts(read=1, superseded=1)
+@given(dumps_strategy, st.randoms(use_true_random=False))
+def test_the_table_tells_the_same_whoever_commits_first(dumps, random):
+    """What is left out never matters: against the rule over every event of every dump."""
+    everything = [{**event, "ingested": ingested} for ingested, dump in enumerate(dumps) for event in dump]
+    order = list(enumerate(dumps))
+    random.shuffle(order)
+    table = stored()
+    for ingested, dump in order:
+        events = make_events({**event, "ingested": ingested} for event in dump)
+        found = resolve(events, table, now_us=NOW)
+        written = events.take(found.written_N)
+        table = concatenate([table, dataclasses.replace(written, encoded_N=found.encoded_N[found.written_N])])
+        assert found.counts.read == len(dump) == sum(dataclasses.asdict(found.counts).values()) - len(dump)
+    rows = last_events(table)
+    assert standing_by_the_rule(everything) == {
+        int(identity): (int(updated), int(content))
+        for identity, updated, content in zip(
+            table.identity_N2[rows, 0], table.updated_us_N[rows], table.content_N2[rows, 0], strict=True
+        )
+    }
+    live = rows[table.take(rows).is_live(NOW)]
+    assert (vector_rows(table, live) >= 0).all()  # whatever stands and is live has vectors
+
+
+@given(dumps_strategy)
+def test_a_dump_that_is_ingested_again_adds_nothing(dumps):
+    table = stored()
+    for ingested, dump in enumerate([*dumps, *dumps]):
+        events = make_events({**event, "ingested": ingested} for event in dump)
+        found = resolve(events, table, now_us=NOW)
+        if ingested >= len(dumps):
+            assert not found.written_N.any()
+        table = concatenate([table, dataclasses.replace(events, encoded_N=found.encoded_N).take(found.written_N)])

@@ -1,4 +1,5 @@
 import dataclasses
+import hashlib
 import json
 import random
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from recipe_ray.errors import OutputError, TableError
 from recipe_ray.facts import Fact
 from recipe_ray.store.delta import CommitConflictError
-from recipe_ray.store.parquet import write_events
+from recipe_ray.store.parquet import check_file, write_events
 from recipe_ray.store.schema import EVENT_SCHEMA, cells_to_vectors, shard_of, vectors_to_cells
-from recipe_ray.store.table import FactTable, read_snapshot, read_standing_events
+from recipe_ray.store.snapshot import read_events, read_partition, read_snapshot
+from recipe_ray.store.table import FactTable
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -29,6 +31,8 @@ class Event:
     ingested: int = 0
     op: str = "upsert"
     namespace: str = "default"
+    expires: int | None = None
+    encoded: bool = True  # whether an upsert brings its vectors
 
     @property
     def content_hash(self):
@@ -43,7 +47,7 @@ class Event:
         return np.arange(15, dtype=np.float16) + self.key[0]
 
     def row(self, num_shards):
-        upsert = self.op == "upsert"
+        encoded = self.encoded and self.op == "upsert"
         return {
             "namespace": self.namespace,
             "shard": shard_of(self.fact_id, num_shards),
@@ -55,10 +59,13 @@ class Event:
             "subject": "",
             "source": "",
             "updated_at": EPOCH + timedelta(minutes=self.updated),
+            "expires_at": None if self.expires is None else EPOCH + timedelta(minutes=self.expires),
             "ingested_at": EPOCH + timedelta(minutes=self.ingested),
             "content_hash": self.content_hash,
-            "key": self.key.tobytes() if upsert else None,
-            "prompt_embeddings": self.prompt_embeddings.tobytes() if upsert else None,
+            "statement_hash": hashlib.blake2b(self.text.encode(), digest_size=16).digest(),
+            "encoded": encoded,
+            "key": self.key.tobytes() if encoded else None,
+            "prompt_embeddings": self.prompt_embeddings.tobytes() if encoded else None,
         }
 
 
@@ -108,10 +115,14 @@ def test_the_same_id_in_two_namespaces_is_two_facts(tmp_path, append):
 
 
 def expected_by_the_rule(events):
-    """The rule written out: the last by updated_at, ingested_at, content hash; deletes drop out."""
+    """The rule written out: the last by updated_at, first ingestion, content hash; deletes drop out."""
+    since = {}
+    for event in events:
+        said = (event.fact_id, event.updated, event.content_hash)
+        since[said] = min(event.ingested, since.get(said, event.ingested))
     last = {}
     for event in events:
-        rank = (event.updated, event.ingested, event.content_hash)
+        rank = (event.updated, since[event.fact_id, event.updated, event.content_hash], event.content_hash)
         if event.fact_id not in last or rank > last[event.fact_id][0]:
             last[event.fact_id] = (rank, event)
     return {fact_id: event.text for fact_id, (_, event) in last.items() if event.op == "upsert"}
@@ -160,12 +171,57 @@ def test_snapshot_is_the_same_whatever_the_order_of_the_commits(tmp_path, append
     np.testing.assert_array_equal(one.prompts_FPD, two.prompts_FPD)
 
 
-def test_standing_events_include_deletes(tmp_path, append):
-    append(tmp_path, Event("a", "x", updated=1), Event("b", "y", updated=1))
+def test_a_fact_said_again_keeps_the_vectors_of_the_first_time(tmp_path, append):
+    append(tmp_path, Event("a", "x"), Event("b", "y"))
+    append(tmp_path, Event("a", "x", updated=5, encoded=False))
+    append(tmp_path, Event("a", "z", updated=3))
+    snapshot = read_snapshot(str(tmp_path))
+    assert statements(snapshot) == {"a": "x", "b": "y"}
+    for row, text in enumerate(snapshot.facts["statement"].to_pylist()):
+        np.testing.assert_array_equal(snapshot.keys_FK[row], Event("", text).key)
+        np.testing.assert_array_equal(snapshot.prompts_FPD[row].ravel(), Event("", text).prompt_embeddings)
+    assert snapshot.facts["updated_at"].to_pylist()[snapshot.facts["fact_id"].to_pylist().index("a")] == (
+        EPOCH + timedelta(minutes=5)
+    )
+
+
+def test_a_fact_without_vectors_is_said(tmp_path, append):
+    append(tmp_path, Event("a", "x", encoded=False))
+    with pytest.raises(TableError, match=r"1 facts of namespace 'default', shard \d have no vectors"):
+        read_snapshot(str(tmp_path))
+
+
+def test_a_fact_is_there_until_it_expires(tmp_path, append):
+    append(tmp_path, Event("a", "x", expires=10), Event("b", "y"))
+    uri = str(tmp_path)
+    assert statements(read_snapshot(uri, at=EPOCH + timedelta(minutes=9))) == {"a": "x", "b": "y"}
+    assert statements(read_snapshot(uri, at=EPOCH + timedelta(minutes=10))) == {"b": "y"}
+    append(tmp_path, Event("a", "older", updated=-1))  # what an expired fact had replaced does not come back
+    assert statements(read_snapshot(uri)) == {"b": "y"}
+
+
+def test_partitions_are_the_snapshot_cut_in_pieces(tmp_path, append):
+    append(tmp_path, *[Event(str(number), f"text {number}") for number in range(20)], Event("0", "x", namespace="news"))
+    append(tmp_path, *[Event(str(number), op="delete", updated=1) for number in range(0, 20, 3)])
+    whole, table = read_snapshot(str(tmp_path)), FactTable.open(str(tmp_path))
+    parts = [read_partition(table, partition) for partition in table.partitions()]
+    assert pa.concat_tables(part.facts for part in parts).equals(whole.facts)
+    np.testing.assert_array_equal(np.concatenate([part.keys_FK for part in parts]), whole.keys_FK)
+    np.testing.assert_array_equal(np.concatenate([part.prompts_FPD for part in parts]), whole.prompts_FPD)
+
+
+def test_events_of_some_ids_are_read_and_no_others(tmp_path, append):
+    append(tmp_path, Event("a", "x", updated=1), Event("b", "y"), Event("a", "x", namespace="news"))
     append(tmp_path, Event("a", op="delete", updated=2))
-    standing = read_standing_events(FactTable.open(str(tmp_path)))
-    assert sorted(standing.is_delete_N.tolist()) == [False, True]
-    assert len(np.unique(standing.order.identity_N2, axis=0)) == 2
+    table = FactTable.open(str(tmp_path))
+    shard = shard_of("a", table.num_shards)
+    events = read_events(table, shard, {"default": pa.array(["a", "never there"])})
+    assert sorted(zip(events.updated_us_N - events.ingested_us_N, events.is_delete_N.tolist(), strict=True)) == [
+        (60_000_000, False),
+        (120_000_000, True),
+    ]
+    assert len(np.unique(events.identity_N2, axis=0)) == 1
+    assert len(read_events(table, (shard + 1) % table.num_shards, {"default": pa.array(["a"])})) == 0
 
 
 def test_another_editor_is_refused_with_both_fingerprints(tmp_path, append, identity):
@@ -233,16 +289,28 @@ def test_a_foreign_delta_table_is_refused(tmp_path):
         read_snapshot(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["truncate", "empty", "remove"])
+def flip_a_bit_of(path, needle):
+    content = bytearray(path.read_bytes())
+    content[content.index(needle)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "remove", "flip"])
 def test_a_damaged_data_file_is_named(tmp_path, append, damage):
-    append(tmp_path, Event("a", "x"))
+    event = Event("a", "x")
+    append(tmp_path, event)
     (path,) = tmp_path.rglob("part-*.parquet")
+    check_file(str(tmp_path), path.relative_to(tmp_path).as_posix())
     if damage == "remove":
         path.unlink()
+    elif damage == "flip":
+        flip_a_bit_of(path, event.prompt_embeddings.tobytes())
     else:
         path.write_bytes(b"" if damage == "empty" else path.read_bytes()[:-20])
     with pytest.raises(TableError, match=path.name):
         read_snapshot(str(tmp_path))
+    with pytest.raises(TableError, match=path.name):
+        check_file(str(tmp_path), path.relative_to(tmp_path).as_posix())
 
 
 def test_a_damaged_log_is_said(tmp_path, append):
