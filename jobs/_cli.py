@@ -13,11 +13,13 @@ from recipe_ray.errors import RecipeError
 
 Args = TypeVar("Args")
 
+WRONG_COMMAND_LINE = 64  # EX_USAGE of sysexits.h; 2 is what an ingest says of quarantined rows
+
 
 def run(main: Callable[[Args], None], args_type: type[Args]) -> NoReturn:
     """Parse the command line into `args_type`, call `main`, and exit.
 
-    Exit status: 0 done, 1 a fault of user, data or surroundings (one line on standard error), 2 a wrong command line
+    Exit status: 0 done, 1 a fault of user, data or surroundings (one line on standard error), 64 a wrong command line
     (likewise), 130 interrupted. Any other exception is our own mistake and keeps its traceback.
     """
     try:
@@ -36,7 +38,7 @@ def _parse(args_type: type[Args], description: str) -> Args:
             return tyro.cli(args_type, description=description)
     except SystemExit as exit_:
         if exit_.code not in (0, None):
-            _fail(f"{_one_line(complaint.getvalue())}; --help lists the flags", status=2)
+            _fail(f"{_one_line(complaint.getvalue())}; --help lists the flags", status=WRONG_COMMAND_LINE)
         raise
 
 

@@ -11,7 +11,7 @@ def hash_rows(values):
 
 
 def make_events(rows):
-    """Events of dicts: identity, updated, ingested, content (small numbers); statement, expires, delete, encoded optional."""
+    """Events of dicts: identity, updated, ingested, content; optionally statement, expires, delete, encoded."""
     rows = list(rows)
     return Events(
         identity_N2=hash_rows(row["identity"] for row in rows),

@@ -1,73 +1,37 @@
 """Filling a table of facts from a dump: Ray Data stages, and one atomic commit on the driver.
 
-Two passes over the dump keep memory bounded and decide duplicates globally. The first validates and keeps hashes and
-times; the driver resolves them against the table; the second reads only the lines that won, encodes them in an actor
-pool and writes Parquet files. Nothing counts until the commit names the files: a crash leaves orphans that vacuum
-removes.
+The dump is read once and staged in buckets beside the table. The buckets are resolved against the table; what it lacks
+is cut into units, encoded in an actor pool and written as Parquet files. Nothing counts until the commit names the
+files: a crash leaves the table as it was, and the same command goes on from the splits and units that were finished.
 """
 
+import hashlib
 import itertools
+import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
-import ray
 
 from recipe_ray.config import EditorIdentity
-from recipe_ray.distributed.stages import TASK_CPUS, Encoders, encode_and_write, scan_dump
-from recipe_ray.errors import ConfigError, FactError
+from recipe_ray.distributed.encoders import Encoders, fit_encoders
+from recipe_ray.distributed.ingest_args import IngestConfig
+from recipe_ray.distributed.progress import progress
+from recipe_ray.distributed.stages import ResolvedBucket, encode_and_write, hash_dump, resolve_buckets, stage_dump
+from recipe_ray.errors import FactError, OutputError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, open_delta
-from recipe_ray.store.dump import Scan
-from recipe_ray.store.files import SourceFile, absolute, check_writable, list_files, localize
+from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
 from recipe_ray.store.parquet import DataFile
+from recipe_ray.store.probe import check_conditional_writes
 from recipe_ray.store.quarantine import quarantine, quarantine_uri
-from recipe_ray.store.resolve import IngestCounts, resolve
-from recipe_ray.store.schema import VectorDtype
-from recipe_ray.store.table import DEFAULT_NUM_SHARDS, FactTable, read_standing_events
+from recipe_ray.store.resolve import IngestCounts
+from recipe_ray.store.rows import DumpOptions, split_files
+from recipe_ray.store.staging import Buckets, RowGroup, StagedSplit, Staging, bad_lines, row_groups_by_bucket
+from recipe_ray.store.table import FactTable, Partition
+from recipe_ray.store.units import Unit
 
-MAX_COMMIT_ATTEMPTS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IngestConfig:
-    """What to ingest, where to, and with which resources.
-
-    Attributes:
-        source: JSON Lines, plain or .gz: a file, a directory or a glob, local or s3://.
-        table: the table of facts, local or s3://; made where there is none.
-        editor: directory of the trained editor, local (on every node) or s3://.
-        device: where encoders compute: auto takes GPUs where the cluster has some.
-        num_encoders: encoder processes; None takes what the cluster has room for.
-        cpus_per_encoder: CPUs of an encoder; None takes 1, or half of a cluster with a single one.
-        gpus_per_encoder: GPUs of an encoder, fractions allowed; None takes 1 where GPUs are used.
-        batch_size: facts that an encoder is given at a time.
-        num_shards: shards of a namespace, for a new table; 4 serves a million facts, a small table is best off with 1.
-        dtype: of stored vectors, for a new table.
-    """
-
-    source: str
-    table: str
-    editor: str
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_encoders: int | None = None
-    cpus_per_encoder: float | None = None
-    gpus_per_encoder: float | None = None
-    batch_size: int = 256
-    num_shards: int = DEFAULT_NUM_SHARDS
-    dtype: VectorDtype = "float16"
-
-    def __post_init__(self) -> None:
-        for name in ("num_encoders", "batch_size", "num_shards", "cpus_per_encoder", "gpus_per_encoder"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; give a number above 0")
-        if self.device == "cpu" and self.gpus_per_encoder is not None:
-            raise ConfigError(f"device is cpu and gpus_per_encoder is {self.gpus_per_encoder}; give one of them only")
+MAX_COMMIT_ATTEMPTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,18 +41,24 @@ class IngestReport:
     Attributes:
         table: absolute URI.
         version: of the table that now tells the dump.
-        counts: what became of the lines.
+        dump_hash: what the dump is known by in the table's log.
+        repeated: the dump had been ingested before, and nothing was done.
+        counts: what became of the rows.
         num_written: events added by this ingest.
+        num_encoded: those of them that needed the encoder.
         size_bytes: of the data files added.
         seconds: wall time, without the start of the cluster.
-        facts_per_s: written events a second of that time.
-        quarantine: URI of the bad lines' table; None where no line was bad.
+        facts_per_s: rows read a second of that time.
+        quarantine: URI of the bad rows' table; None where no row was bad.
     """
 
     table: str
     version: int
+    dump_hash: str
+    repeated: bool
     counts: IngestCounts
     num_written: int
+    num_encoded: int
     size_bytes: int
     seconds: float
     facts_per_s: float
@@ -102,121 +72,187 @@ def ingest(config: IngestConfig) -> IngestReport:
         FactError: the dump is missing, empty, all bad, or changes while it is read.
         EditorError: the editor cannot be read.
         TableError: the table cannot be read, was encoded by another editor, or other writers never pause.
-        OutputError: the table cannot be written.
+        OutputError: the table cannot be written, or its store does not keep two writers apart.
         ConfigError: the cluster lacks what was asked for.
     """
-    started, ingested_at = time.monotonic(), datetime.now(UTC)
+    started, now = time.monotonic(), datetime.now(UTC)
     identity = read_identity(localize(config.editor))
     check_writable(config.table)
+    check_conditional_writes(config.table)
+    table = None
     if open_delta(config.table) is not None:
-        FactTable.open(config.table).check_editor(identity)
-    encoders = _encoders(config)
+        table = FactTable.open(config.table)
+        table.check_editor(identity)
+    encoders = fit_encoders(config)
     files = list_files(config.source)
-    dump = _Dump(files=files, time=max(file.modified_at for file in files), ingested_at=ingested_at)
-    scan = scan_dump(files, dump_time=dump.time, parallelism=_parallelism())
-    _check_scan(scan, config.source)
-    table, counts, written = _write_and_commit(config, dump, scan, identity, encoders)
-    if scan.bad_lines:
-        quarantine(config.table, scan.bad_lines, dump_hash=scan.dump_hash, ingested_at=ingested_at)
-    seconds = time.monotonic() - started
-    num_written = sum(file.num_rows for file in written)
+    dump_hash = _dump_hash(hash_dump(files), config.options())
+    if table is not None and table.has_dump(dump_hash) and not config.again:
+        done = _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0)
+        return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
+    job = _Job(
+        config=config,
+        files=files,
+        dump_hash=dump_hash,
+        identity=identity,
+        encoders=encoders,
+        num_shards=config.num_shards if table is None else table.num_shards,
+        now=now,
+    )
+    try:
+        return _report(job.run(), dump_hash, seconds=time.monotonic() - started)
+    except OutputError:
+        # Another ingest of the same dump shares the staging, and takes it away once it has committed.
+        table = FactTable.open(config.table) if open_delta(config.table) else None
+        if table is None or config.again or not table.has_dump(dump_hash):
+            raise
+        done = _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0)
+        return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
+
+
+def _dump_hash(hashes: Sequence[bytes], options: DumpOptions) -> str:
+    """What a dump is known by: the content of its files, wherever they lie, and how they are read."""
+    return hashlib.blake2b(b"".join([options.digest(), *sorted(hashes)]), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """How an ingest ended: the table at its new version, and the files that it added."""
+
+    table: FactTable
+    counts: IngestCounts
+    files: Sequence[DataFile]
+    num_encoded: int
+
+
+def _report(done: _Done, dump_hash: str, *, seconds: float, repeated: bool = False) -> IngestReport:
     return IngestReport(
-        table=table.uri,
-        version=table.version,
-        counts=counts,
-        num_written=num_written,
-        size_bytes=sum(file.size_bytes for file in written),
+        table=done.table.uri,
+        version=done.table.version,
+        dump_hash=dump_hash,
+        repeated=repeated,
+        counts=done.counts,
+        num_written=sum(file.num_rows for file in done.files),
+        num_encoded=done.num_encoded,
+        size_bytes=sum(file.size_bytes for file in done.files),
         seconds=seconds,
-        facts_per_s=num_written / seconds,
-        quarantine=quarantine_uri(config.table) if scan.bad_lines else None,
+        facts_per_s=done.counts.read / seconds,
+        quarantine=quarantine_uri(done.table.uri) if done.counts.quarantined else None,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Dump:
+class _Job:
+    """One ingest, from listed files to the commit."""
+
+    config: IngestConfig
     files: Sequence[SourceFile]
-    time: datetime
-    ingested_at: datetime
+    dump_hash: str
+    identity: EditorIdentity
+    encoders: Encoders
+    num_shards: int
+    now: datetime
 
-
-def _encoders(config: IngestConfig) -> Encoders:
-    """Fit the pool into the cluster, with room left for reading and writing."""
-    have = ray.cluster_resources()
-    have_cpus, have_gpus = have.get("CPU", 0.0), have.get("GPU", 0.0)
-    use_gpu = (
-        config.device == "cuda" or config.gpus_per_encoder is not None or (config.device == "auto" and have_gpus > 0)
-    )
-    gpus = (config.gpus_per_encoder or 1.0) if use_gpu else 0.0
-    cpus = config.cpus_per_encoder or (1.0 if have_cpus >= 2 else have_cpus / 2)
-    if gpus > have_gpus:
-        raise ConfigError(f"an encoder needs {gpus:g} GPUs, the cluster has {have_gpus:g}; add some or use device cpu")
-    if cpus > have_cpus - TASK_CPUS:
-        raise ConfigError(
-            f"an encoder needs {cpus:g} CPUs and reading {TASK_CPUS:g}, the cluster has {have_cpus:g}; "
-            "lower cpus_per_encoder or add CPUs"
+    def run(self) -> _Done:
+        staging = self._staging()
+        splits = self._stage(staging)
+        self._check(staging, splits)
+        table = FactTable.create_or_open(
+            self.config.table, self.identity, num_shards=self.num_shards, dtype=self.config.dtype
         )
-    room = int((have_cpus - TASK_CPUS) / cpus)
-    if use_gpu:
-        room = min(room, int(have_gpus / gpus))
-    if config.num_encoders is not None and config.num_encoders > room:
-        raise ConfigError(
-            f"num_encoders is {config.num_encoders}, but the cluster has room for {room} of {cpus:g} CPUs and "
-            f"{gpus:g} GPUs each; give fewer, or add nodes"
+        if table.num_shards != self.num_shards:
+            raise CommitConflictError(f"{table.uri}: was made meanwhile with other shards; run ingest again")
+        done = self._write_and_commit(table, staging, splits)
+        staging.remove()
+        return done
+
+    def _staging(self) -> Staging:
+        dump_time = min(self.now, max(file.modified_at for file in self.files))  # a clock may be ahead of ours
+        key = f"{self.dump_hash} {dump_time.isoformat()} {self.identity.fingerprint} {self.num_shards}"
+        return Staging.begin(
+            self.config.table,
+            hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
+            Buckets.for_dump(self.files, num_shards=self.num_shards),
+            dump_time=dump_time,
+            now=self.now,
         )
-    return Encoders(
-        editor=absolute(config.editor),
-        device="cuda" if use_gpu else "cpu",
-        num_encoders=config.num_encoders or room,
-        cpus=cpus,
-        gpus=gpus,
-        batch_size=config.batch_size,
-    )
 
-
-def _parallelism() -> int:
-    return max(2, int(2 * ray.cluster_resources().get("CPU", 1)))
-
-
-def _check_scan(scan: Scan, source: str) -> None:
-    if len(scan.facts.line_N):
-        return
-    if not scan.bad_lines:
-        raise FactError(f"{source}: holds no facts; give JSON Lines, one fact a line")
-    first = scan.bad_lines[0]
-    raise FactError(
-        f"{first.file}:{first.line}: {first.reason} (none of the {len(scan.bad_lines)} lines of the dump is a fact, "
-        "so nothing was written)"
-    )
-
-
-def _write_and_commit(
-    config: IngestConfig, dump: _Dump, scan: Scan, identity: EditorIdentity, encoders: Encoders
-) -> tuple[FactTable, IngestCounts, list[DataFile]]:
-    """Write what the table lacks. Where another writer commits first, decide again against what it left."""
-    table = FactTable.create_or_open(config.table, identity, num_shards=config.num_shards, dtype=config.dtype)
-    rows: npt.NDArray[np.int64] | None = None
-    files: list[DataFile] = []
-    for attempt in itertools.count(1):
-        resolution = resolve(scan, read_standing_events(table), ingested_at=dump.ingested_at)
-        if not len(resolution.rows):
-            return table, resolution.counts, []
-        if rows is None or not np.array_equal(rows, resolution.rows):
-            rows = resolution.rows
-            files = encode_and_write(
-                dump.files,
-                scan,
-                rows,
-                table,
-                encoders,
-                dump_time=dump.time,
-                ingested_at=dump.ingested_at,
-                parallelism=_parallelism(),
+    def _stage(self, staging: Staging) -> list[StagedSplit]:
+        options = self.config.options()
+        splits = split_files(self.files, options)
+        with progress("reading the dump", len(splits), unit="splits") as advance:
+            staged = stage_dump(splits, options, staging, now=self.now, progress=advance)
+        if list_files(self.config.source) != tuple(self.files):
+            staging.remove()
+            raise FactError(
+                f"{self.config.source}: changed while it was read; let its writer finish, then run ingest again"
             )
-        try:
-            table.commit(files, dump_hash=scan.dump_hash, counts=asdict(resolution.counts))
-            break
-        except CommitConflictError:
-            if attempt == MAX_COMMIT_ATTEMPTS:
-                raise
-            table = FactTable.open(config.table)
-    return table, resolution.counts, files
+        return staged
+
+    def _check(self, staging: Staging, splits: Sequence[StagedSplit]) -> None:
+        """Refuse a dump without a fact; put the bad rows of another where they can be read."""
+        uris = [file.uri for file in self.files]
+        num_bad = sum(split.num_bad for split in splits)
+        if not any(split.num_rows for split in splits):
+            first = next(bad_lines(staging, splits, uris), None)
+            staging.remove()
+            if first is None:
+                raise FactError(f"{self.config.source}: holds no facts; give one fact a row")
+            raise FactError(
+                f"{first.file}:{first.line}: {first.reason} (none of the {num_bad} rows of the dump is a fact, so "
+                "nothing was written)"
+            )
+        if num_bad:  # before the commit: a dump that is committed is never looked at again
+            rows = bad_lines(staging, splits, uris)
+            quarantine(self.config.table, rows, dump_hash=self.dump_hash, ingested_at=staging.ingested_at)
+
+    def _write_and_commit(self, table: FactTable, staging: Staging, splits: Sequence[StagedSplit]) -> _Done:
+        """Write what the table lacks. Where another writer commits first, decide again against what it left."""
+        groups = row_groups_by_bucket(splits)
+        num_bad = sum(split.num_bad for split in splits)
+        resolved: dict[int, ResolvedBucket] = {}
+        stale = list(groups)
+        for attempt in itertools.count(1):
+            resolved |= resolve_buckets({bucket: groups[bucket] for bucket in stale}, staging, table, now=self.now)
+            units = [unit for bucket in resolved.values() for unit in bucket.units]
+            counts = sum(
+                (bucket.counts for bucket in resolved.values()), IngestCounts(read=num_bad, quarantined=num_bad)
+            )
+            if not units:
+                break
+            files = self._files(table, staging, groups, units)
+            try:
+                table.commit(files, dump_hash=self.dump_hash, counts=asdict(counts))
+                break
+            except CommitConflictError:
+                if attempt == MAX_COMMIT_ATTEMPTS:
+                    raise
+            time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))  # so that many writers do not keep step
+            before, table = table, FactTable.open(self.config.table)
+            stale = [bucket for bucket in groups if _has_moved(before, table, staging.buckets.shard(bucket))]
+        return _Done(
+            table=table,
+            counts=counts,
+            files=files if units else [],
+            num_encoded=sum(unit.num_encoded for unit in units),
+        )
+
+    def _files(
+        self, table: FactTable, staging: Staging, groups: Mapping[int, Sequence[RowGroup]], units: Sequence[Unit]
+    ) -> list[DataFile]:
+        """Files of the units; those that were written before are taken as they are."""
+        files = staging.finished_units()
+        todo = [unit for unit in units if unit.digest not in files]
+        with progress("encoding", sum(unit.num_rows for unit in units), unit="facts") as advance:
+            advance(sum(unit.num_rows for unit in units if unit.digest in files))
+            if todo:
+                files |= encode_and_write(todo, groups, staging, table, self.encoders, progress=advance)
+        return [file for unit in units for file in files[unit.digest]]
+
+
+def _has_moved(before: FactTable, after: FactTable, shard: int) -> bool:
+    """Whether a shard holds other files than it did."""
+
+    def files(table: FactTable) -> list[Partition]:
+        return [partition for partition in table.partitions() if partition.shard == shard]
+
+    return files(before) != files(after)

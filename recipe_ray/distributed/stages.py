@@ -1,116 +1,174 @@
-"""The Ray Data stages of an ingest: scan a dump, then encode and write the lines that won.
+"""The Ray Data stages of an ingest: stage the dump, resolve its buckets, encode and write its units.
 
 P virtual tokens, D LLM width.
 """
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
+from recipe_ray.datasets.dump import read_any
+from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
+from recipe_ray.errors import TableError
 from recipe_ray.model.editor import Editor, load_editor
-from recipe_ray.store.dump import Scan, collect_scan, read_facts, scan_file
 from recipe_ray.store.files import SourceFile, localize
 from recipe_ray.store.parquet import DataFile, write_events
-from recipe_ray.store.schema import EVENT_SCHEMA, TIMESTAMP, shard_of, vectors_to_cells
+from recipe_ray.store.resolve import IngestCounts, resolve
+from recipe_ray.store.rows import DumpOptions, Split, hash_file
+from recipe_ray.store.schema import microseconds, vectors_to_cells
+from recipe_ray.store.snapshot import read_events
+from recipe_ray.store.staging import RowGroup, StagedSplit, Staging, read_bucket
 from recipe_ray.store.table import FactTable
+from recipe_ray.store.units import ENCODE_COLUMN, UNIT_COLUMN, Unit, cut_units, read_unit, to_events
 
-FILE_BYTES = 64 * 1024 * 1024  # of vectors in a written file: few files, and a task that holds two of them still fits
-TASK_CPUS = 0.5  # two cores must hold a reader, a writer and an encoder at once
+UNIT_BYTES = 64 * 1024 * 1024  # of vectors in a written file: few files, and a task that holds two of them still fits
+UNIT_ROWS = 16_384  # so that a restart loses little and progress shows
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Encoders:
-    """The pool that encodes.
+class ResolvedBucket:
+    """What is to be written of one bucket, and what became of its rows."""
 
-    Attributes:
-        editor: URI of the editor's directory.
-        device: cpu or cuda.
-        num_encoders: largest size of the pool.
-        cpus, gpus: what one encoder reserves.
-        batch_size: facts given to it at a time.
+    counts: IngestCounts
+    units: list[Unit]
+
+
+def hash_dump(files: Sequence[SourceFile]) -> list[bytes]:
+    """Hashes of the files' bytes, in their order.
+
+    Raises:
+        FactError: a file cannot be read.
     """
-
-    editor: str
-    device: str
-    num_encoders: int
-    cpus: float
-    gpus: float
-    batch_size: int
+    items = [{"number": number, "uri": file.uri} for number, file in enumerate(files)]
+    found = dict(results(items, hash_files))
+    return [found[number] for number in range(len(files))]
 
 
-def scan_dump(dump: Sequence[SourceFile], *, dump_time: datetime, parallelism: int) -> Scan:
-    """Validate every line of a dump.
+def stage_dump(
+    splits: Sequence[Split], options: DumpOptions, staging: Staging, *, now: datetime, progress: Progress
+) -> list[StagedSplit]:
+    """Validate every row of a dump and stage it; what was staged before is taken as it is.
 
     Raises:
         FactError: a file cannot be read to its end.
+        OutputError: the table's place cannot be written.
     """
-    files = [{"file": number, "uri": file.uri} for number, file in enumerate(dump)]
-    with _quiet_data(), user_faults():
-        scanned = ray.data.from_items(files, override_num_blocks=min(len(files), parallelism)).map_batches(
-            scan_files, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS
-        )
-        batches = scanned.iter_batches(batch_size=None, batch_format="pyarrow")
-        return collect_scan(batches, [file.uri for file in dump], dump_time=dump_time)
+    items = [{"split": json.dumps(asdict(split))} for split in splits]
+    staged = []
+    for split in results(items, stage_splits, options=options, staging=staging, now=now):
+        staged.append(split)
+        progress(1)
+    return staged
+
+
+def resolve_buckets(
+    groups: Mapping[int, Sequence[RowGroup]], staging: Staging, table: FactTable, *, now: datetime
+) -> dict[int, ResolvedBucket]:
+    """Decide against a version of the table what to write of every bucket.
+
+    Raises:
+        TableError: a file of the table is missing or damaged.
+    """
+    items = [{"bucket": bucket, "groups": _groups_to_json(groups[bucket])} for bucket in groups]
+    settings = {"staging": staging, "table_uri": table.uri, "version": table.version, "now": now}
+    return dict(results(items, resolve_some, **settings))
 
 
 def encode_and_write(
-    dump: Sequence[SourceFile],
-    scan: Scan,
-    rows: npt.NDArray[np.int64],
+    units: Sequence[Unit],
+    groups: Mapping[int, Sequence[RowGroup]],
+    staging: Staging,
     table: FactTable,
     encoders: Encoders,
     *,
-    dump_time: datetime,
-    ingested_at: datetime,
-    parallelism: int,
-) -> list[DataFile]:
-    """Read some of the scanned facts again, encode them, and write them into the partitions of a table.
+    progress: Progress,
+) -> dict[str, list[DataFile]]:
+    """Encode units and write them into the partitions of a table; gives the files of each unit, by its digest.
 
     The files belong to no version until they are committed.
 
     Raises:
-        FactError: the dump is not what was scanned.
         EditorError: the editor cannot be loaded.
         OutputError: the table cannot be written.
         TableError: a vector does not fit the dtype of the table.
     """
-    wanted = wanted_lines(dump, scan, rows)
+    items = [{"unit": asdict(unit), "groups": _groups_to_json(groups[unit.bucket])} for unit in units]
+    files: dict[str, list[DataFile]] = {unit.digest: [] for unit in units}
+    rows_left = {unit.digest: unit.num_rows for unit in units}
+    for row in written_units(items, staging, table, encoders):
+        unit, num_rows = row["unit"], 0
+        for file in json.loads(row["files"]):
+            files[unit].append(DataFile(**file))
+            num_rows += file["num_rows"]
+        rows_left[unit] -= num_rows
+        progress(num_rows)
+        if not rows_left[unit]:
+            staging.finish_unit(unit, files[unit])
+    if missing := sum(rows_left.values()):
+        raise TableError(f"{table.uri}: {missing} encoded rows were lost on their way; run ingest again")
+    return files
+
+
+# What the stages run are generators: what goes wrong in a plain function reaches the driver wrapped, without its type.
+Stage = Callable[..., Iterator[pa.Table]]
+
+
+def results(items: list[dict[str, Any]], function: Stage, **settings: Any) -> Iterator[Any]:
+    """Give what a function makes of items, each in a task, in the order in which they end."""
     with _quiet_data(), user_faults():
-        facts = ray.data.from_items(wanted, override_num_blocks=min(len(wanted), parallelism)).map_batches(
-            read_wanted,
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=TASK_CPUS,
-            fn_kwargs={"dump_time": dump_time, "block_rows": encoders.batch_size},
+        for row in _tasks(items, function, **settings).iter_rows():
+            yield ray.cloudpickle.loads(row["value"])
+
+
+def written_units(
+    items: list[dict[str, Any]], staging: Staging, table: FactTable, encoders: Encoders
+) -> Iterator[dict[str, Any]]:
+    """Read, encode and write units, three stages at once; gives the rows of `write_unit`."""
+    with _quiet_data(), user_faults():
+        written = (
+            _tasks(items, read_units, staging=staging)
+            .map_batches(
+                Encoder,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    min_size=min(len(items), encoders.num_encoders), max_size=encoders.num_encoders
+                ),
+                num_cpus=encoders.cpus,
+                num_gpus=encoders.gpus,
+                fn_constructor_kwargs={"editor": encoders.editor, "device": encoders.device, "dtype": table.dtype},
+            )
+            .map_batches(
+                write_unit,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=TASK_CPUS,
+                fn_kwargs={"table_uri": table.uri, "num_shards": table.num_shards, "ingested_at": staging.ingested_at},
+            )
         )
-        # Without the repartition a file would stay one block, and one encoder would work while the others wait.
-        events = facts.repartition(target_num_rows_per_block=encoders.batch_size).map_batches(
-            Encoder,
-            batch_size=encoders.batch_size,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=1, max_size=encoders.num_encoders),
-            num_cpus=encoders.cpus,
-            num_gpus=encoders.gpus,
-            fn_constructor_kwargs={"editor": encoders.editor, "device": encoders.device, "dtype": table.dtype},
-        )
-        written = events.map_batches(
-            write_files,
-            batch_size=_rows_per_file(table),
-            batch_format="pyarrow",
-            num_cpus=TASK_CPUS,
-            fn_kwargs={"table_uri": table.uri, "num_shards": table.num_shards, "ingested_at": ingested_at},
-        )
-        return [data_file(row) for row in written.iter_rows()]
+        yield from written.iter_rows()
+
+
+def _tasks(items: list[dict[str, Any]], function: Stage, **settings: Any) -> Any:
+    """One task an item: the items are few and each is much work."""
+    return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
+        function, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS, fn_kwargs=settings
+    )
+
+
+def _pickled(values: Sequence[Any]) -> pa.Table:
+    return pa.table({"value": pa.array([ray.cloudpickle.dumps(value) for value in values], pa.large_binary())})
 
 
 @contextlib.contextmanager
@@ -124,34 +182,42 @@ def _quiet_data() -> Iterator[None]:
         context.enable_progress_bars = shown
 
 
-def scan_files(files: pa.Table) -> Iterator[pa.Table]:
-    """Scan files, given as rows of file (its number) and uri; see `scan_file`."""
-    for file in files.to_pylist():
-        yield from scan_file(file["uri"], file["file"])
+def hash_files(files: pa.Table) -> Iterator[pa.Table]:
+    """Hash files, given as rows of number and uri."""
+    yield _pickled([(file["number"], hash_file(file["uri"])) for file in files.to_pylist()])
 
 
-def wanted_lines(dump: Sequence[SourceFile], scan: Scan, rows: npt.NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Give for each file with wanted rows its URI, its digest, and the line numbers as little-endian int64 bytes."""
-    files, lines = scan.facts.file_N[rows], scan.facts.line_N[rows]
-    return [
-        {
-            "uri": dump[number].uri,
-            "digest": scan.digests[number],
-            "lines": lines[files == number].astype("<i8").tobytes(),
-        }
-        for number in np.unique(files).tolist()
-    ]
+def stage_splits(splits: pa.Table, *, options: DumpOptions, staging: Staging, now: datetime) -> Iterator[pa.Table]:
+    """Stage splits; see `Staging.stage`."""
+    found = [Split(**json.loads(row["split"])) for row in splits.to_pylist()]
+    yield _pickled([staging.stage(split, read_any(split, options, now=now)) for split in found])
 
 
-def read_wanted(wanted: pa.Table, *, dump_time: datetime, block_rows: int) -> Iterator[pa.Table]:
-    """Read the facts that `wanted_lines` names; see `read_facts`."""
-    for file in wanted.to_pylist():
-        lines = np.frombuffer(file["lines"], dtype="<i8")
-        yield from read_facts(file["uri"], lines, digest=file["digest"], dump_time=dump_time, block_rows=block_rows)
+def resolve_some(
+    buckets: pa.Table, *, staging: Staging, table_uri: str, version: int, now: datetime
+) -> Iterator[pa.Table]:
+    """Resolve buckets against a version of the table."""
+    table = FactTable.open(table_uri, version)
+    rows_per_unit = _rows_per_unit(table)
+    resolved = []
+    for row in buckets.to_pylist():
+        bucket = row["bucket"]
+        dump, ids = read_bucket(staging, _groups_from_json(row["groups"]))
+        stored = read_events(table, staging.buckets.shard(bucket), ids)
+        resolution = resolve(dump, stored, now_us=microseconds(now))
+        units = cut_units(bucket, dump, resolution, rows_per_unit=rows_per_unit)
+        resolved.append((bucket, ResolvedBucket(counts=resolution.counts, units=units)))
+    yield _pickled(resolved)
+
+
+def read_units(units: pa.Table, *, staging: Staging) -> Iterator[pa.Table]:
+    """Read the rows of units, one table each; see `read_unit`."""
+    for row in units.to_pylist():
+        yield read_unit(staging, _groups_from_json(row["groups"]), Unit(**row["unit"]))
 
 
 class Encoder:
-    """Holds an editor and adds `key` and `prompt_embeddings` to facts; both are null for a delete."""
+    """Holds an editor and adds `key` and `prompt_embeddings` to rows; both are null where `encode` is false."""
 
     def __init__(self, *, editor: str, device: str, dtype: np.dtype[Any]) -> None:
         self._path, self._device, self._dtype = editor, device, dtype
@@ -162,44 +228,34 @@ class Encoder:
         # type and message.
         return load_editor(localize(self._path), self._device)
 
-    def __call__(self, facts: pa.Table) -> pa.Table:
-        """Encode the statements of one batch."""
-        is_upsert = np.array([op == "upsert" for op in facts.column("op").to_pylist()], np.bool_)
-        statements: list[Any] = facts.filter(pa.array(is_upsert)).column("statement").to_pylist()
+    def __call__(self, facts: pa.Table) -> Iterator[pa.Table]:
+        """Encode the statements of one unit."""
+        is_encoded = facts.column(ENCODE_COLUMN).to_numpy()
+        statements: list[Any] = facts.filter(pa.array(is_encoded)).column("statement").to_pylist()
         keys_FK, prompts_FPD = self._editor.encode_facts(statements) if statements else (np.empty(0), np.empty(0))
-        row_of_upsert = pa.array(np.cumsum(is_upsert) - 1, mask=~is_upsert)
+        vector_of_row = pa.array(np.cumsum(is_encoded) - 1, mask=~is_encoded)
         cells = {"key": keys_FK, "prompt_embeddings": prompts_FPD}
         for name, vectors in cells.items():
-            facts = facts.append_column(name, vectors_to_cells(vectors, self._dtype).take(row_of_upsert))
-        return facts
+            facts = facts.append_column(name, vectors_to_cells(vectors, self._dtype).take(vector_of_row))
+        yield facts
 
 
-def _rows_per_file(table: FactTable) -> int:
+def write_unit(rows: pa.Table, *, table_uri: str, num_shards: int, ingested_at: datetime) -> Iterator[pa.Table]:
+    """Write the encoded rows of one unit as events into their partitions; one row: the unit and its files as JSON."""
+    (unit,) = rows.column(UNIT_COLUMN).unique().to_pylist()
+    files = write_events(table_uri, to_events(rows, ingested_at=ingested_at, num_shards=num_shards))
+    yield pa.table({"unit": [unit], "files": [json.dumps([asdict(file) for file in files])]})
+
+
+def _rows_per_unit(table: FactTable) -> int:
     identity = table.identity
     row_bytes = (identity.key_width + identity.num_virtual_tokens * identity.llm_width) * table.dtype.itemsize
-    return max(1, FILE_BYTES // row_bytes)
+    return max(1, min(UNIT_ROWS, UNIT_BYTES // row_bytes))
 
 
-def write_files(facts: pa.Table, *, table_uri: str, num_shards: int, ingested_at: datetime) -> pa.Table:
-    """Write encoded facts as events into their partitions; one row a file, for `data_file`."""
-    ids: list[Any] = facts.column("fact_id").to_pylist()
-    columns: dict[str, Any] = {name: facts.column(name) for name in facts.column_names}
-    columns["shard"] = pa.array([shard_of(fact_id, num_shards) for fact_id in ids], pa.int32())
-    columns["ingested_at"] = pa.repeat(pa.scalar(ingested_at, TIMESTAMP), len(facts))
-    events = pa.table({name: columns[name] for name in EVENT_SCHEMA.names}).cast(EVENT_SCHEMA)
-    return pa.Table.from_pylist(
-        [
-            {"path": file.path, "size_bytes": file.size_bytes, "num_rows": file.num_rows, **file.partition}
-            for file in write_events(table_uri, events)
-        ]
-    )
+def _groups_to_json(groups: Sequence[RowGroup]) -> str:
+    return json.dumps([asdict(group) for group in groups])
 
 
-def data_file(row: dict[str, Any]) -> DataFile:
-    """Rebuild what a row of `write_files` describes."""
-    return DataFile(
-        path=row["path"],
-        size_bytes=row["size_bytes"],
-        num_rows=row["num_rows"],
-        partition={"namespace": row["namespace"], "shard": row["shard"]},
-    )
+def _groups_from_json(text: str) -> list[RowGroup]:
+    return [RowGroup(**group) for group in json.loads(text)]

@@ -24,13 +24,15 @@ from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_d
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.encoder import TextEncoder, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
+from recipe_ray.model.prefetch import prefetched
 
 WEIGHTS_FILE = "editor.safetensors"
 CARD_FILE = "editor.json"
 ENCODER_FOLDER = "encoder"
 SENTINEL_TENSOR = "sentinel_key"  # derived from the weights; kept so that the identity is read without a model
 SENTINEL_INIT_RANGE = 0.05  # of the authors' code
-TOKENS_PER_BATCH = 8192  # of inference, padding included: bounds memory whatever the texts' lengths
+TOKENS_PER_BATCH = {"cpu": 8192, "cuda": 65536}  # of inference, padding included: bounds memory, whatever the lengths
+TEXTS_PER_CHUNK = 4096  # tokenised together, while the chunk before is computed
 
 
 class Head(nn.Module):
@@ -145,36 +147,51 @@ class Editor(nn.Module):
             self.train(training)
 
     def encode_facts(self, statements: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Keys [F, K] and continuous prompts [F, P, D] of statements, float32."""
+        """Keys [F, K] and continuous prompts [F, P, D] of statements, float32; computed in bfloat16 on a GPU."""
         keys = np.empty((len(statements), self.config.key_width), np.float32)
         prompts = np.empty((len(statements), self.config.num_virtual_tokens, self.llm_width), np.float32)
-        with self._inference():
-            for rows, pooled_BC in self._pooled_batches(statements):
-                keys_BK = self.keys(pooled_BC)
-                keys[rows] = keys_BK.float().cpu().numpy()
-                prompts[rows] = self.prompts(keys_BK).float().cpu().numpy()
+        precision = torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+        with self._inference(), precision:
+            for rows, batches in self._pooled_chunks(statements):
+                # All of a chunk is queued before the first result is waited for.
+                chunk_keys = [self.keys(pooled_BC) for pooled_BC in batches]
+                chunk_prompts = [self.prompts(keys_BK).float() for keys_BK in chunk_keys]
+                keys[rows] = torch.cat(chunk_keys).float().cpu().numpy()
+                prompts[rows] = torch.cat(chunk_prompts).cpu().numpy()
         return keys, prompts
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Queries [B, K], float32, scaled."""
         encoded = np.empty((len(queries), self.config.key_width), np.float32)
         with self._inference():
-            for rows, pooled_BC in self._pooled_batches(queries):
-                encoded[rows] = self.queries(pooled_BC).float().cpu().numpy()
+            for rows, batches in self._pooled_chunks(queries):
+                encoded[rows] = torch.cat([self.queries(pooled_BC) for pooled_BC in batches]).float().cpu().numpy()
         return encoded
 
-    def _pooled_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Tensor]]:
-        """Pool texts of like length together; yields rows of the result and their vectors."""
-        token_ids = self.encoder.tokenize(texts)
-        batch: list[int] = []
-        for row in sorted(range(len(texts)), key=lambda row: -len(token_ids[row])):
-            longest = len(token_ids[batch[0] if batch else row])
-            if batch and longest * (len(batch) + 1) > TOKENS_PER_BATCH:
-                yield batch, self.encoder(*self.encoder.pad([token_ids[row] for row in batch]))
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch, self.encoder(*self.encoder.pad([token_ids[row] for row in batch]))
+    def _pooled_chunks(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Iterator[Tensor]]]:
+        """Yields the rows of a chunk of the texts, and the pooled vectors of its batches, in the order of the rows."""
+        starts = range(0, len(texts), TEXTS_PER_CHUNK)
+
+        def tokenize(start: int) -> list[list[int]]:
+            return self.encoder.tokenize(texts[start : start + TEXTS_PER_CHUNK])
+
+        chunks = prefetched(tokenize, starts) if len(starts) > 1 else map(tokenize, starts)
+        for start, token_ids in zip(starts, chunks, strict=True):
+            batches = self.batches(token_ids)
+            yield (
+                [start + row for batch in batches for row in batch],
+                (self.encoder(*self.encoder.pad([token_ids[row] for row in batch])) for batch in batches),
+            )
+
+    def batches(self, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Rows of texts of like length, together no more than TOKENS_PER_BATCH with their padding."""
+        limit = TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
+        batches: list[list[int]] = []
+        for row in sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row])):
+            if not batches or len(token_ids[batches[-1][0]]) * (len(batches[-1]) + 1) > limit:
+                batches.append([])
+            batches[-1].append(row)
+        return batches
 
     def fingerprint(self) -> str:
         """Hex digest over shape and weights: equal fingerprints give equal keys."""

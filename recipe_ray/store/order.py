@@ -138,7 +138,7 @@ def _first_copies(events: Events) -> npt.NDArray[np.int64]:
 
 
 def vector_rows(events: Events, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Rows that hold the vectors of the events in `rows`: their own, or an event's of the same id and statement, or -1."""
+    """Rows with the vectors of the events in `rows`: their own, or those of the same id and statement; -1 for none."""
     encoded = np.flatnonzero(events.encoded_N)
     found = find_rows(_statement_keys(events.take(rows)), _statement_keys(events.take(encoded)))
     elsewhere = np.where(found >= 0, encoded[found] if len(encoded) else -1, -1)

@@ -1,6 +1,6 @@
 """Data files of the table: written by whichever process encodes, read back a row group at a time.
 
-The name of an event file ends in the checksum of its bytes, so that the log, which names the file, tells what it must hold.
+The name of an event file ends in the checksum of its bytes: so the log, which names the file, tells what it must hold.
 """
 
 import hashlib

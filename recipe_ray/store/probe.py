@@ -31,8 +31,8 @@ def check_conditional_writes(uri: str) -> None:
     client, (bucket, key) = s3_client(), split_s3(uri)
     key = f"{key}/_probe-{uuid.uuid4().hex}".lstrip("/")
     unfit = OutputError(
-        f"{uri}: the endpoint does not honour conditional writes (If-None-Match), so of two commits at once one would be "
-        "lost; use a store that does, or see to it that nothing else writes to this table and set "
+        f"{uri}: the endpoint does not honour conditional writes (If-None-Match), so of two commits at once one would "
+        "be lost; use a store that does, or see to it that nothing else writes to this table and set "
         f"{SINGLE_WRITER_VARIABLE}=1"
     )
     try:

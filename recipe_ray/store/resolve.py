@@ -58,8 +58,8 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
 
     An event that the table holds is not written again, and one that is earlier than another of its id never stands, so
     it is not written either. What is written together with what was there tells the same as if everything were,
-    whoever commits first: two events of one time and different content are both kept, since an older copy of one of them,
-    still on its way, may yet decide between them by its `ingested_at`.
+    whoever commits first: two events of one time and different content are both kept, since an older copy of one of
+    them, still on its way, may yet decide between them by its `ingested_at`.
 
     Args:
         dump: the rows of a dump, all of one `ingested_at`; `encoded_N` is false.

@@ -43,9 +43,9 @@ _EVENT_FIELDS: list[Any] = [
     pa.field("prompt_embeddings", pa.binary()),
 ]
 EVENT_SCHEMA = pa.schema(_EVENT_FIELDS)
-"""One row an event. `encoded` says whether `key` and `prompt_embeddings` stand in the row. They are null in a delete, in
-a fact that had expired when it came, and where an older event of the same id has the same `statement_hash`: the vectors
-are that event's."""
+"""One row an event. `encoded` says whether `key` and `prompt_embeddings` stand in the row. They are null in a delete,
+in a fact that had expired when it came, and where an older event of the same id has the same `statement_hash`: the
+vectors are that event's."""
 
 FILE_SCHEMA = pa.schema([field for field in EVENT_SCHEMA if field.name not in PARTITION_COLUMNS])
 """What a data file holds; the partition columns stand in the log, as Delta demands."""

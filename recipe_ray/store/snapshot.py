@@ -141,8 +141,9 @@ def _find_live(table: FactTable, partition: Partition, at: datetime | None) -> _
     vectors = vector_rows(events, live)
     if (vectors < 0).any():
         raise TableError(
-            f"{table.uri}: {int((vectors < 0).sum())} facts of namespace {partition.namespace!r}, shard {partition.shard} "
-            "have no vectors; a file was removed, or they had expired when they came: restore the table, or reencode it"
+            f"{table.uri}: {int((vectors < 0).sum())} facts of namespace {partition.namespace!r}, "
+            f"shard {partition.shard} have no vectors; a file was removed, or they had expired when they came: restore "
+            "the table, or reencode it"
         )
     text_place_N, vector_place_N = np.full(len(events), -1, np.int64), np.full(len(events), -1, np.int64)
     text_place_N[live] = np.arange(len(live))

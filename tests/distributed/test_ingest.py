@@ -2,8 +2,10 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,14 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from recipe_ray.distributed import encoders as encoders_module
 from recipe_ray.distributed import ingest as ingest_module
 from recipe_ray.distributed import stages
-from recipe_ray.distributed.ingest import IngestConfig, IngestCounts, ingest
+from recipe_ray.distributed.ingest import ingest
+from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError, TableError
 from recipe_ray.model.editor import load_editor
-from recipe_ray.store.dump import collect_scan
 from recipe_ray.store.quarantine import read_quarantine
-from recipe_ray.store.table import FactTable, read_snapshot
+from recipe_ray.store.resolve import IngestCounts
+from recipe_ray.store.snapshot import read_snapshot
+from recipe_ray.store.table import FactTable
 
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
@@ -39,8 +44,7 @@ def land(number, target="Strelsau", **more):
 
 
 def counts(**given):
-    zeros = {field.name: 0 for field in dataclasses.fields(IngestCounts)}
-    return IngestCounts(**{**zeros, **given})
+    return IngestCounts(**given)
 
 
 def targets(table, version=None):
@@ -52,22 +56,24 @@ def targets(table, version=None):
 def in_process(monkeypatch):
     """Ray Data's place taken by the same stages one after another, to test what the driver makes of them."""
 
-    def scan_dump(dump, *, dump_time, parallelism):
-        files = pa.Table.from_pylist([{"file": number, "uri": file.uri} for number, file in enumerate(dump)])
-        return collect_scan(stages.scan_files(files), [file.uri for file in dump], dump_time=dump_time)
+    def results(items, function, **settings):
+        for item in items:
+            for table in function(pa.Table.from_pylist([item]), **settings):
+                yield from map(pickle.loads, table["value"].to_pylist())
 
-    def encode_and_write(dump, scan, rows, table, encoders, *, dump_time, ingested_at, parallelism):
-        wanted = pa.Table.from_pylist(stages.wanted_lines(dump, scan, rows))
+    def written_units(items, staging, table, encoders):
         encoder = stages.Encoder(editor=encoders.editor, device=encoders.device, dtype=table.dtype)
-        blocks = stages.read_wanted(wanted, dump_time=dump_time, block_rows=encoders.batch_size)
-        facts = pa.concat_tables([encoder(block) for block in blocks])
-        layout = {"table_uri": table.uri, "num_shards": table.num_shards}
-        written = stages.write_files(facts, **layout, ingested_at=ingested_at)
-        return [stages.data_file(row) for row in written.to_pylist()]
+        layout = {"table_uri": table.uri, "num_shards": table.num_shards, "ingested_at": staging.ingested_at}
+        for item in items:
+            for rows in stages.read_units(pa.Table.from_pylist([item]), staging=staging):
+                for encoded in encoder(rows):
+                    for written in stages.write_unit(encoded, **layout):
+                        yield from written.to_pylist()
 
-    monkeypatch.setattr(ingest_module.ray, "cluster_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr(ingest_module, "scan_dump", scan_dump)
-    monkeypatch.setattr(ingest_module, "encode_and_write", encode_and_write)
+    monkeypatch.setattr(encoders_module.ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(encoders_module.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2.0}}])
+    monkeypatch.setattr(stages, "results", results)
+    monkeypatch.setattr(stages, "written_units", written_units)
 
 
 @pytest.fixture
@@ -79,7 +85,6 @@ def config(tmp_path, editor_dir):
                 "table": str(tmp_path / "table"),
                 "editor": str(editor_dir),
                 "device": "cpu",
-                "batch_size": 8,
                 **more,
             }
         )
@@ -93,17 +98,18 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
     write_dump(tmp_path / "dump" / "a.jsonl", *[land(number) for number in range(30)], "{not JSON", land(3, "Zenda"))
     write_dump(tmp_path / "dump" / "b.jsonl.gz", land(30, namespace="news"), {"prompt": "x"})
     for path in (tmp_path / "dump").iterdir():
-        os.utime(path, (1_800_000_000, 1_800_000_000))
+        os.utime(path, (1_700_000_000, 1_700_000_000))
     report = ingest(config(tmp_path / "dump"))
     assert report.counts == counts(read=34, new=31, superseded=1, quarantined=2)
-    assert (report.version, report.num_written) == (1, 31)
+    assert (report.version, report.num_written, report.num_encoded) == (1, 32, 32)
+    assert not (tmp_path / "table" / "_staging").exists()
     assert report.size_bytes == sum(
         path.stat().st_size for path in (tmp_path / "table").glob("namespace=*/*/*.parquet")
     )
 
     snapshot = read_snapshot(report.table)
     assert len(snapshot.facts) == 31
-    assert {moment.timestamp() for moment in snapshot.facts["updated_at"].to_pylist()} == {1_800_000_000}
+    assert {moment.timestamp() for moment in snapshot.facts["updated_at"].to_pylist()} == {1_700_000_000}
     keys_FK, prompts_FPD = load_editor(editor_dir, "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
     np.testing.assert_allclose(snapshot.keys_FK, keys_FK, rtol=2e-3, atol=1e-3)
     np.testing.assert_allclose(snapshot.prompts_FPD, prompts_FPD, rtol=2e-3, atol=1e-3)
@@ -114,8 +120,11 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
     ]
 
     again = ingest(config(f"{tmp_path}/dump/*"))
-    assert again.counts == counts(read=34, unchanged=31, superseded=1, quarantined=2)
-    assert (again.version, again.num_written, again.size_bytes) == (1, 0, 0)
+    assert (again.repeated, again.version, again.num_written, again.size_bytes) == (True, 1, 0, 0)
+    once_more = ingest(config(f"{tmp_path}/dump/*", again=True))
+    # The fact said twice with different targets of one time is in the table in both forms.
+    assert once_more.counts == counts(read=34, unchanged=32, quarantined=2)
+    assert (once_more.version, once_more.num_written) == (1, 0)
     assert read_quarantine(report.table).to_pylist() == bad
 
 
@@ -148,7 +157,7 @@ def test_a_later_dump_changes_deletes_and_leaves_what_is_newer(tmp_path, config)
 @pytest.mark.parametrize(
     ("records", "complaint"),
     [
-        (["{", "also bad"], r"dump\.jsonl:1: not JSON.*none of the 2 lines of the dump is a fact"),
+        (["{", "also bad"], r"dump\.jsonl:1: not JSON.*none of the 2 rows of the dump is a fact"),
         ([""], r"dump\.jsonl: holds no facts"),
     ],
 )
@@ -171,7 +180,7 @@ def test_a_fault_in_a_task_reaches_the_driver_as_one_line(tmp_path, config):
 
 @pytest.mark.usefixtures("in_process")
 def test_what_cannot_work_is_refused_before_the_dump_is_read(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(ingest_module, "scan_dump", lambda *_, **__: pytest.fail("the dump was read"))
+    monkeypatch.setattr(ingest_module, "hash_dump", lambda *_, **__: pytest.fail("the dump was read"))
     dump = write_dump(tmp_path / "dump.jsonl", land(0))
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file/table: cannot be written"):
@@ -189,24 +198,25 @@ def test_what_cannot_work_is_refused_before_the_dump_is_read(tmp_path, config, m
 
 
 @pytest.mark.usefixtures("in_process")
-def test_a_dump_that_changes_between_the_passes_is_refused(tmp_path, config, monkeypatch):
+def test_a_dump_that_changes_while_it_is_read_is_refused(tmp_path, config, monkeypatch):
     dump = write_dump(tmp_path / "dump.jsonl", land(0), land(1))
 
-    def encode(*args, **kwargs):
-        write_dump(dump, land(0), land(1, "Zenda"))
-        return encode_and_write(*args, **kwargs)
+    def stage(*args, **kwargs):
+        staged = stage_dump(*args, **kwargs)
+        write_dump(dump, land(0), land(1, "Zenda"), land(2))
+        return staged
 
-    encode_and_write = ingest_module.encode_and_write
-    monkeypatch.setattr(ingest_module, "encode_and_write", encode)
+    stage_dump = ingest_module.stage_dump
+    monkeypatch.setattr(ingest_module, "stage_dump", stage)
     with pytest.raises(FactError, match=r"dump\.jsonl: changed while it was read"):
         ingest(config(dump))
-    assert targets(tmp_path / "table") == {}
+    assert not (tmp_path / "table").exists()
 
 
 @pytest.mark.usefixtures("in_process")
 def test_a_crash_before_the_commit_leaves_the_table_as_it_was(tmp_path, config, monkeypatch):
-    ingest(config(write_dump(tmp_path / "one.jsonl", land(0))))
-    dump = write_dump(tmp_path / "two.jsonl", land(0, "Zenda", updated_at="2099-01-01"), land(1))
+    ingest(config(write_dump(tmp_path / "one.jsonl", land(0, updated_at="2026-02-01"))))
+    dump = write_dump(tmp_path / "two.jsonl", land(0, "Zenda", updated_at="2026-02-02"), land(1))
 
     class CrashError(Exception):
         pass
@@ -226,8 +236,8 @@ def test_a_crash_before_the_commit_leaves_the_table_as_it_was(tmp_path, config, 
 @pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("same", [True, False], ids=["same dump", "another dump"])
 def test_another_writer_in_between_makes_it_decide_again(tmp_path, config, monkeypatch, same):
-    dump = write_dump(tmp_path / "dump.jsonl", land(0), land(1))
-    other = dump if same else write_dump(tmp_path / "other.jsonl", land(1, "Zenda", updated_at="2099-01-01"))
+    dump = write_dump(tmp_path / "dump.jsonl", land(0), land(1, updated_at="2026-02-01"))
+    other = dump if same else write_dump(tmp_path / "other.jsonl", land(1, "Zenda", updated_at="2026-02-02"))
     encode_and_write = ingest_module.encode_and_write
 
     def encode(*args, **kwargs):
@@ -239,12 +249,68 @@ def test_another_writer_in_between_makes_it_decide_again(tmp_path, config, monke
     monkeypatch.setattr(ingest_module, "encode_and_write", encode)
     report = ingest(config(dump))
     if same:
-        assert report.counts == counts(read=2, unchanged=2)
-        assert report.version == 1
+        assert (report.repeated, report.version) == (True, 1)
+        assert targets(tmp_path / "table") == {"land-0": "Strelsau", "land-1": "Strelsau"}
     else:
         assert report.counts == counts(read=2, new=1, superseded=1)
         assert report.version == 2
         assert targets(tmp_path / "table") == {"land-0": "Strelsau", "land-1": "Zenda"}
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_was_written_before_a_crash_is_not_encoded_again(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(stages, "UNIT_ROWS", 4)
+    dump = write_dump(tmp_path / "dump.jsonl", *[land(number) for number in range(40)])
+    encode, encoded = stages.Encoder.__call__, []
+
+    class CrashError(Exception):
+        pass
+
+    def crash_at(number):
+        def call(self, rows):
+            if len(encoded) == number:
+                raise CrashError
+            encoded.append(len(rows))
+            return encode(self, rows)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Encoder, "__call__", crash_at(5))
+        with pytest.raises(CrashError):
+            ingest(config(dump))
+    assert len(encoded) == 5
+    monkeypatch.setattr(stages.Encoder, "__call__", crash_at(None))
+    report = ingest(config(dump))
+    assert (report.num_encoded, sum(encoded)) == (40, 40)
+    assert len(targets(tmp_path / "table")) == 40
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_is_said_again_later_is_written_and_not_encoded(tmp_path, config):
+    first = write_dump(tmp_path / "one.jsonl", *[land(number, updated_at="2026-01-01") for number in range(9)])
+    ingest(config(first))
+    again = write_dump(tmp_path / "two.jsonl", *[land(number, updated_at="2026-01-03") for number in range(9)])
+    report = ingest(config(again))
+    assert report.counts == counts(read=9, unchanged=9)
+    assert (report.num_written, report.num_encoded) == (9, 0)
+    # so that what is older than the repetition, and arrives late, does not stand
+    late = write_dump(tmp_path / "three.jsonl", land(0, "Zenda", updated_at="2026-01-02"))
+    assert ingest(config(late)).counts == counts(read=1, superseded=1)
+    assert set(targets(tmp_path / "table").values()) == {"Strelsau"}
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_order_of_dumps_does_not_matter(tmp_path, config, order):
+    dumps = [
+        write_dump(tmp_path / "a.jsonl", land(0, "A", updated_at="2026-01-01"), land(1, "A", updated_at="2026-01-03")),
+        write_dump(tmp_path / "b.jsonl", land(0, "B", updated_at="2026-01-02"), land(1, "B", updated_at="2026-01-02")),
+        write_dump(tmp_path / "c.jsonl", {"id": "land-1", "op": "delete", "updated_at": "2026-01-04"}, land(2, "C")),
+    ]
+    for number in order:
+        ingest(config(dumps[number], num_shards=1))
+    assert targets(tmp_path / "table") == {"land-0": "B", "land-2": "C"}
 
 
 def data_files(table):
@@ -269,7 +335,7 @@ def test_killed_at_any_moment_it_completes_when_started_again(tmp_path, config, 
     settings = config(write_dump(tmp_path / "dump.jsonl", *[land(number) for number in range(200)], "{bad"))
     table = tmp_path / "table"
     command = [sys.executable, JOB, "--source", settings.source, "--table", settings.table]
-    command += ["--editor", settings.editor, "--device", "cpu", "--batch-size", "32"]
+    command += ["--editor", settings.editor, "--device", "cpu"]
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     log = tmp_path / "job.log"
     with log.open("wb") as sink:
@@ -293,5 +359,7 @@ def test_killed_at_any_moment_it_completes_when_started_again(tmp_path, config, 
 def test_contradictory_settings_are_refused(config):
     with pytest.raises(ConfigError, match=r"device is cpu and gpus_per_encoder is 0\.5"):
         config("x", gpus_per_encoder=0.5)
-    with pytest.raises(ConfigError, match="batch_size is 0"):
-        config("x", batch_size=0)
+    with pytest.raises(ConfigError, match="num_shards is 0"):
+        config("x", num_shards=0)
+    with pytest.raises(ConfigError, match="max_quarantined is -1"):
+        config("x", max_quarantined=-1)

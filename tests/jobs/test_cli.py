@@ -88,13 +88,13 @@ def test_a_fault_of_the_user_is_one_line_and_status_1(job):
     ids=["unknown", "no number", "no value", "stray"],
 )
 @pytest.mark.parametrize("output", ["plain", "utf-8", "terminal"])
-def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(job, monkeypatch, flags, named, output):
+def test_a_wrong_command_line_is_one_line_that_names_it_and_status_64(job, monkeypatch, flags, named, output):
     # tyro draws its box by what standard output is: in ASCII, in Unicode, or in Unicode and colours.
     monkeypatch.setattr("tyro._fmtlib._FORCE_UTF8_BOXES", output != "plain")
     monkeypatch.setattr("tyro._fmtlib._FORCE_ANSI", output == "terminal")
     status, output, complaint = job(*flags)
     (line,) = complaint.splitlines()
-    assert (status, output) == (2, "")
+    assert (status, output) == (64, "")
     assert line.startswith("error: ")
     assert line.endswith("; --help lists the flags")
     assert named in line
@@ -105,10 +105,10 @@ def test_a_wrong_command_line_is_one_line_that_names_it_and_status_2(job, monkey
 
 
 @pytest.mark.parametrize("port", ["0", "http"])
-def test_a_wrong_value_of_a_model_is_one_line_that_names_it_and_status_2(job, port):
+def test_a_wrong_value_of_a_model_is_one_line_that_names_it_and_status_64(job, port):
     status, output, complaint = job("--port", port, of=serve, args_type=ServerArgs)
     (line,) = complaint.splitlines()
-    assert (status, output) == (2, "")
+    assert (status, output) == (64, "")
     assert "port" in line
 
 

@@ -77,12 +77,17 @@ QUERIES_ALONE = np.concatenate([EDITOR.encode_queries([text]) for text in STATEM
 
 
 @settings(max_examples=10, deadline=None)
-@given(order=st.permutations(range(len(STATEMENTS))), tokens_per_batch=st.sampled_from([1, 60, 8192]))
-def test_batching_changes_no_key_query_or_prompt(order, tokens_per_batch):
+@given(
+    order=st.permutations(range(len(STATEMENTS))),
+    tokens_per_batch=st.sampled_from([1, 60, 8192]),
+    chunk=st.sampled_from([1, 2, 4096]),
+)
+def test_batching_changes_no_key_query_or_prompt(order, tokens_per_batch, chunk):
     editor = EDITOR
     texts = [STATEMENTS[row] for row in order]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(editor_module, "TOKENS_PER_BATCH", tokens_per_batch)
+        patch.setattr(editor_module, "TOKENS_PER_BATCH", {"cpu": tokens_per_batch})
+        patch.setattr(editor_module, "TEXTS_PER_CHUNK", chunk)
         keys, prompts = editor.encode_facts(texts)
         queries = editor.encode_queries(texts)
     for found, alone in ((keys, KEYS_ALONE), (prompts, PROMPTS_ALONE), (queries, QUERIES_ALONE)):

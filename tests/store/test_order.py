@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from recipe_ray.errors import TableError
 from recipe_ray.store.order import find_rows, hashes_of, last_events, vector_rows
 
-
 # few values each, so that ties and repetitions are common
 event_strategy = st.fixed_dictionaries(
     {

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from recipe_ray.store.order import NEVER_US, concatenate, last_events, vector_rows
 from recipe_ray.store.resolve import IngestCounts, resolve
 
-
 NOW = 100
 
 
