@@ -88,7 +88,7 @@ def fact_from_record(
     Raises:
         FactError: naming the place, the field, what was expected and what to do.
     """
-    if not isinstance(record, Mapping):
+    if not isinstance(record, dict | Mapping):  # a dict is found without asking its abstract class
         raise FactError(f"{place}: expected a JSON object, got {type(record).__name__}; give one object a line")
     if not record.keys() <= _FIELD_SET:
         unknown = min(str(name) for name in record.keys() - _FIELD_SET)
