@@ -1,18 +1,24 @@
-"""The Delta log, as the tables here use it: opened or not there, created once, grown only from a known version."""
+"""The Delta log, as the tables here use it: opened or not there, created once, changed only from a known version."""
 
 import json
+import random
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from recipe_ray.errors import OutputError, TableError
-from recipe_ray.store.files import absolute, delta_options
+from recipe_ray.store.files import absolute, delta_options, join, list_below, read_text
 from recipe_ray.store.parquet import DataFile
+
+MAX_COMMIT_ATTEMPTS = 20
+Result = TypeVar("Result")
 
 
 class CommitConflictError(TableError):
@@ -80,28 +86,175 @@ def append_files(
         max_commit_retries=0,  # a retry would append to a version that nobody has looked at
         app_transactions=[Transaction(dump_hash, 1)],
     )
+    _commit(delta, [_add_action(file) for file in files], "append", schema, partition_by, commit_properties)
+
+
+def replace_files(
+    delta: DeltaTable,
+    remove: Sequence[DataFile],
+    add: Sequence[DataFile],
+    schema: pa.Schema,
+    partition_by: list[str],
+    *,
+    data_change: bool,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Commit the version after the one that `delta` is at, with some of its files gone and others there.
+
+    Args:
+        delta: at the version that was looked at.
+        remove, add: files of that version, and files that it lacks.
+        schema, partition_by: of the table.
+        data_change: whether the table tells something else now.
+        metadata: for the log.
+
+    Raises:
+        CommitConflictError: that version exists already.
+        TableError: the log cannot be written.
+    """
+    now_ms = int(time.time() * 1000)
+    actions = [
+        RemoveAction(
+            path=file.path,
+            data_change=data_change,
+            deletion_timestamp=now_ms,
+            size=file.size_bytes,
+            partition_values=dict(file.partition),
+        )
+        for file in remove
+    ]
+    _commit(
+        delta,
+        [*actions, *(_add_action(file, data_change=data_change) for file in add)],
+        "append",
+        schema,
+        partition_by,
+        CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
+    )
+
+
+def replace_all(
+    delta: DeltaTable,
+    files: Sequence[DataFile],
+    schema: pa.Schema,
+    partition_by: list[str],
+    *,
+    metadata: Mapping[str, Any],
+) -> None:
+    """Commit a version that consists of these files alone, with another schema where it is another.
+
+    Raises:
+        CommitConflictError: that version exists already.
+        TableError: the log cannot be written.
+    """
+    properties = CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0)
+    # Only an overwrite brings a schema along.
+    _commit(delta, [_add_action(file) for file in files], "overwrite", schema, partition_by, properties)
+
+
+def set_properties(delta: DeltaTable, properties: Mapping[str, str], *, metadata: Mapping[str, Any]) -> None:
+    """Commit other table properties as the version after the one that `delta` is at.
+
+    Raises:
+        CommitConflictError: that version exists already.
+        TableError: the log cannot be written.
+    """
     try:
-        delta.create_write_transaction(
-            [_add_action(file) for file in files],
-            "append",
-            schema,
-            partition_by=partition_by,
-            commit_properties=commit_properties,
+        delta.alter.set_table_properties(
+            dict(properties),
+            raise_if_not_exists=False,
+            commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
         )
     except CommitFailedError as error:
-        raise CommitConflictError(f"{delta.table_uri}: another writer committed first; run it again") from error
+        raise _conflict(delta) from error
     except (DeltaError, OSError) as error:
         raise TableError(f"{delta.table_uri}: the commit failed ({_first_line(error)}); run it again") from error
 
 
-def _add_action(file: DataFile) -> AddAction:
+def files_of(delta: DeltaTable) -> list[DataFile]:
+    """The data files of a version as its log tells them, sorted by path."""
+    files = [
+        DataFile(
+            path=unquote(row["path"]),
+            size_bytes=row["size_bytes"],
+            num_rows=row["num_records"] or 0,
+            partition={name: str(value) for name, value in (row.get("partition") or {}).items()},
+        )
+        for row in pa.table(delta.get_add_actions()).to_pylist()
+    ]
+    return sorted(files, key=lambda file: file.path)
+
+
+def retrying(attempt: Callable[[], Result]) -> Result:
+    """Do what opens a table, decides and commits, again and again until no other writer came between.
+
+    Raises:
+        CommitConflictError: other writers never pause.
+    """
+    for number in count(1):
+        try:
+            return attempt()
+        except CommitConflictError:
+            if number == MAX_COMMIT_ATTEMPTS:
+                raise
+        time.sleep(random.uniform(0, min(5.0, 0.1 * 2**number)))  # so that two writers do not keep step
+    raise AssertionError
+
+
+def log_versions(uri: str) -> list[int]:
+    """Versions whose commits are in a table's log, ascending; the rest were folded into a checkpoint.
+
+    Raises:
+        OutputError: the log cannot be read.
+    """
+    names = [found.rpartition("/")[2] for found in list_below(join(absolute(uri), "_delta_log"))]
+    return sorted(int(name[:20]) for name in names if name[20:] == ".json" and name[:20].isdigit())
+
+
+def read_commit(uri: str, version: int) -> Iterator[dict[str, Any]]:
+    """Actions of one commit as the log tells them, each under its name: `add`, `remove`, `txn`, `commitInfo`.
+
+    Raises:
+        TableError: it is not in the log, or damaged.
+    """
+    place = join(absolute(uri), "_delta_log", f"{version:020}.json")
+    text = read_text(place)
+    if text is None:
+        raise TableError(f"{place}: is not there; the log was cut off after that version")
+    try:
+        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+    except ValueError as error:
+        raise TableError(f"{place}: is no commit ({error}); restore it") from error
+
+
+def _commit(
+    delta: DeltaTable,
+    actions: list[Any],
+    mode: str,
+    schema: pa.Schema,
+    partition_by: list[str],
+    properties: CommitProperties,
+) -> None:
+    try:
+        delta.create_write_transaction(actions, mode, schema, partition_by=partition_by, commit_properties=properties)
+    except CommitFailedError as error:
+        raise _conflict(delta) from error
+    except (DeltaError, OSError) as error:
+        raise TableError(f"{delta.table_uri}: the commit failed ({_first_line(error)}); run it again") from error
+
+
+def _conflict(delta: DeltaTable) -> CommitConflictError:
+    return CommitConflictError(f"{delta.table_uri}: another writer committed first; run it again")
+
+
+def _add_action(file: DataFile, *, data_change: bool = True) -> AddAction:
     """Describe a file to the log. Its only statistic is the number of rows: min and max would be texts of facts."""
     return AddAction(
         path=file.path,
         size=file.size_bytes,
         partition_values=dict(file.partition),
         modification_time=int(time.time() * 1000),
-        data_change=True,
+        data_change=data_change,
         stats=json.dumps({"numRecords": file.num_rows}),
     )
 

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote
+from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
 
 from recipe_ray.config import EditorIdentity
 from recipe_ray.errors import TableError
-from recipe_ray.store.delta import append_files, create_delta, open_delta
+from recipe_ray.store.delta import append_files, create_delta, files_of, open_delta, replace_files
 from recipe_ray.store.files import absolute
 from recipe_ray.store.parquet import DataFile
+from recipe_ray.store.pointer import follow
 from recipe_ray.store.schema import (
     EVENT_SCHEMA,
     PARTITION_COLUMNS,
@@ -57,12 +58,19 @@ class FactTable:
             raise TableError(f"{uri}: uses the Delta features {features}, which are not read here; rewrite it plainly")
 
     @classmethod
-    def open(cls, uri: str, version: int | None = None) -> "FactTable":
+    def open(cls, uri: str, version: int | None = None, *, moved: bool = True) -> "FactTable":
         """Open the last version, or an older one.
+
+        Args:
+            uri: of the table.
+            version: an older one, of the table that lies there; None for the last, of the table that it moved to.
+            moved: whether to go where the table moved to; see `pointer`.
 
         Raises:
             TableError: there is no table or no such version, it is damaged, or not a table of facts.
         """
+        if version is None and moved:
+            uri = follow(uri)
         delta = open_delta(uri, version)
         if delta is None:
             raise TableError(f"{uri}: there is no table; run ingest first, or check the path")
@@ -83,9 +91,10 @@ class FactTable:
             TableError: another editor encoded it, or it cannot be read.
             OutputError: it cannot be created.
         """
+        uri = follow(uri)
         if open_delta(uri) is None:
             create_delta(uri, EVENT_SCHEMA, PARTITION_COLUMNS, properties(identity, num_shards=num_shards, dtype=dtype))
-        table = cls.open(uri)
+        table = cls.open(uri, moved=False)
         table.check_editor(identity)
         return table
 
@@ -105,13 +114,16 @@ class FactTable:
     def partitions(self) -> list[Partition]:
         """List the data files of this version, sorted by namespace and shard."""
         paths: dict[tuple[str, int], list[str]] = {}
-        for row in pa.table(self._delta.get_add_actions(flatten=True)).to_pylist():
-            key = (row["partition.namespace"], int(row["partition.shard"]))
-            paths.setdefault(key, []).append(unquote(row["path"]))
+        for file in self.files():
+            paths.setdefault((file.partition["namespace"], int(file.partition["shard"])), []).append(file.path)
         return [
             Partition(namespace=namespace, shard=shard, paths=tuple(sorted(paths[namespace, shard])))
             for namespace, shard in sorted(paths)
         ]
+
+    def files(self) -> list[DataFile]:
+        """List the data files of this version as the log tells them, sorted by path."""
+        return files_of(self._delta)
 
     def has_dump(self, dump_hash: str) -> bool:
         """Whether a commit of this dump is in the log, undone since or not."""
@@ -128,6 +140,36 @@ class FactTable:
         """
         append_files(
             self._delta, files, EVENT_SCHEMA, PARTITION_COLUMNS, dump_hash=dump_hash, metadata={"recipe": dict(counts)}
+        )
+        self.version += 1
+        self._delta.load_as_version(self.version)
+        return self.version
+
+    def replace(
+        self,
+        remove: Sequence[DataFile],
+        add: Sequence[DataFile],
+        *,
+        operation: str,
+        counts: Mapping[str, int],
+        data_change: bool,
+    ) -> int:
+        """Exchange files in one atomic step and return the new version.
+
+        Args:
+            remove: files of this version.
+            add: written files.
+            operation: what the log calls it.
+            counts: for the log; no text of a fact.
+            data_change: whether the table tells something else afterwards.
+
+        Raises:
+            CommitConflictError: the table is no longer at `self.version`.
+            TableError: the log cannot be written.
+        """
+        metadata: dict[str, Any] = {"recipe": {"operation": operation, **counts}}
+        replace_files(
+            self._delta, remove, add, EVENT_SCHEMA, PARTITION_COLUMNS, data_change=data_change, metadata=metadata
         )
         self.version += 1
         self._delta.load_as_version(self.version)
