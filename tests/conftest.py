@@ -8,6 +8,7 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from s3_environment import s3_environment
 
 
 @pytest.fixture(scope="session")
@@ -45,17 +46,6 @@ def _s3_server():
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()
-
-
-def s3_environment(endpoint):
-    """The standard variables that name an S3 server on loopback."""
-    return {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
 
 
 @pytest.fixture

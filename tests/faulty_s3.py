@@ -1,14 +1,25 @@
 """An S3 server on loopback that fails on demand."""
 
 import contextlib
+import itertools
+import socket
 import threading
+import time
 
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
+FAULTS = ("503", "500", "slow", "truncated", "dropped")
+_ERRORS = {"503": ("503 Slow Down", "SlowDown"), "500": ("500 Internal Server Error", "InternalError")}
+
 
 class FaultyS3:
-    """Every third request is answered 503 while `failing` is set.
+    """Every third request meets the next of some faults while `failing` is set.
+
+    Args:
+        faults: by turns: an error 503 or 500, a `slow` answer (1 s), a `truncated` body, a `dropped` connection.
+        delay_s: of a slow answer.
+        heedless: overwrite where `If-None-Match` says not to, as some work-alikes of S3 do; or "refuse" such requests.
 
     Attributes:
         endpoint: its URL.
@@ -16,9 +27,12 @@ class FaultyS3:
         num_failed: requests failed so far.
     """
 
-    def __init__(self):
+    def __init__(self, faults=("503",), delay_s=1.0, heedless=False):
         self.failing = threading.Event()
         self.num_failed = 0
+        self._delay_s = delay_s
+        self._heedless = heedless
+        self._faults = itertools.cycle(faults)
         self._num_requests = 0
         self._lock = threading.Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
@@ -28,13 +42,29 @@ class FaultyS3:
     def _answer(self, environ, start_response):
         with self._lock:
             self._num_requests += 1
-            fails = self.failing.is_set() and self._num_requests % 3 == 0
-            self.num_failed += fails
-        if not fails:
-            return self._application(environ, start_response)
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        start_response("503 Slow Down", [("Content-Type", "application/xml")])
-        return [b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"]
+            fault = next(self._faults) if self.failing.is_set() and self._num_requests % 3 == 0 else None
+            self.num_failed += fault is not None
+        if fault in _ERRORS:
+            status, code = _ERRORS[fault]
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response(status, [("Content-Type", "application/xml")])
+            return [f"<Error><Code>{code}</Code><Message>Try again.</Message></Error>".encode()]
+        if fault == "dropped":
+            with contextlib.suppress(OSError):
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        if fault == "slow":
+            time.sleep(self._delay_s)
+        if self._heedless == "refuse" and "HTTP_IF_NONE_MATCH" in environ and environ["REQUEST_METHOD"] == "PUT":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("501 Not Implemented", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>NotImplemented</Code><Message>No conditions.</Message></Error>"]
+        if self._heedless:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
+        answer = self._application(environ, start_response)
+        if fault == "truncated" and environ["REQUEST_METHOD"] == "GET":
+            body = b"".join(answer)
+            return [body[: len(body) // 2]]  # behind a Content-Length of all of it
+        return answer
 
     @contextlib.contextmanager
     def running(self):

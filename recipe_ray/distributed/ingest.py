@@ -26,7 +26,7 @@ from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.probe import check_conditional_writes
 from recipe_ray.store.quarantine import quarantine, quarantine_uri
 from recipe_ray.store.resolve import IngestCounts
-from recipe_ray.store.rows import DumpOptions, split_files
+from recipe_ray.store.rows import DumpOptions, form_of, split_files
 from recipe_ray.store.staging import Buckets, RowGroup, StagedSplit, Staging, bad_lines, row_groups_by_bucket
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
@@ -85,7 +85,7 @@ def ingest(config: IngestConfig) -> IngestReport:
         table.check_editor(identity)
     encoders = fit_encoders(config)
     files = list_files(config.source)
-    dump_hash = _dump_hash(hash_dump(files), config.options())
+    dump_hash = _dump_hash(files, hash_dump(files), config.options())
     if table is not None and table.has_dump(dump_hash) and not config.again:
         done = _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0)
         return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
@@ -109,9 +109,10 @@ def ingest(config: IngestConfig) -> IngestReport:
         return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
 
 
-def _dump_hash(hashes: Sequence[bytes], options: DumpOptions) -> str:
+def _dump_hash(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> str:
     """What a dump is known by: the content of its files, wherever they lie, and how they are read."""
-    return hashlib.blake2b(b"".join([options.digest(), *sorted(hashes)]), digest_size=16).hexdigest()
+    contents = [content + form_of(file.uri, options).encode() for content, file in zip(hashes, files, strict=True)]
+    return hashlib.blake2b(b"".join([options.digest(), *sorted(contents)]), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

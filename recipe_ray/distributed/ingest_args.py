@@ -18,7 +18,7 @@ class IngestConfig:
         source: JSON Lines, CSV or Parquet, plain or compressed: a file, a directory or a glob, local or s3://.
         table: the table of facts, local or s3://; made where there is none.
         editor: directory of the trained editor, local (on every node) or s3://.
-        form: auto (by the files' names), jsonl, csv, parquet, or a data set's: counterfact, zsre, ripple, edits.
+        form: auto (by the files' names), jsonl, csv, parquet, or a data set's: counterfact, zsre, ripe, edits.
         columns: FIELD=COLUMN, where the dump names a field otherwise.
         namespace: of rows that name none.
         again: ingest a dump that the table's log holds already, after a rollback for instance.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
 CACHE_VARIABLE = "RECIPE_RAY_CACHE"
+SINGLE_WRITER_VARIABLE = "RECIPE_RAY_SINGLE_WRITER"
 _GLOB_CHARS = frozenset("*?[")
 _COPY_BYTES = 8 * 1024 * 1024
 
@@ -82,6 +83,11 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
     )
     return s3, uri.removeprefix("s3://")
+
+
+def single_writer() -> bool:
+    """Whether the operator vouches for there being no second writer."""
+    return os.environ.get(SINGLE_WRITER_VARIABLE, "") not in ("", "0")
 
 
 def delta_options(uri: str) -> dict[str, str]:

@@ -1,21 +1,14 @@
 """Whether a place is fit for a table: it can be written, and its store keeps two writers apart."""
 
 import contextlib
-import os
 import uuid
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from recipe_ray.errors import OutputError
-from recipe_ray.store.files import is_s3, s3_client, split_s3
+from recipe_ray.store.files import SINGLE_WRITER_VARIABLE, is_s3, s3_client, single_writer, split_s3
 
-SINGLE_WRITER_VARIABLE = "RECIPE_RAY_SINGLE_WRITER"
 _REFUSED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-
-
-def single_writer() -> bool:
-    """Whether the operator vouches for there being no second writer."""
-    return os.environ.get(SINGLE_WRITER_VARIABLE, "") not in ("", "0")
 
 
 def check_conditional_writes(uri: str) -> None:
@@ -26,7 +19,7 @@ def check_conditional_writes(uri: str) -> None:
     Raises:
         OutputError: the endpoint does not honour conditional writes, or cannot be written.
     """
-    if not is_s3(uri) or single_writer():
+    if not is_s3(uri):
         return
     client, (bucket, key) = s3_client(), split_s3(uri)
     key = f"{key}/_probe-{uuid.uuid4().hex}".lstrip("/")
@@ -43,10 +36,14 @@ def check_conditional_writes(uri: str) -> None:
             if error.response["Error"]["Code"] in _REFUSED:
                 return
             raise
-        raise unfit
+        if not single_writer():
+            raise unfit
     except ClientError as error:
         if error.response["Error"]["Code"] in ("NotImplemented", "501"):
-            raise unfit from error
+            raise OutputError(
+                f"{uri}: the endpoint refuses conditional writes (If-None-Match), without which no commit can be "
+                "written; use a store that honours them"
+            ) from error
         raise OutputError(f"{uri}: cannot be written ({error}); give a place you may write to") from error
     except BotoCoreError as error:
         raise OutputError(f"{uri}: cannot be written ({error}); give a place you may write to") from error

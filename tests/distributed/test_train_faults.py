@@ -9,8 +9,8 @@ import time
 
 import psutil
 import pytest
-from conftest import s3_environment
 from faulty_s3 import FaultyS3
+from s3_environment import s3_environment
 from training import NUM_STEPS, at_random, fail, fingerprint, finish, kill, start, wait_for_checkpoint
 
 pytestmark = pytest.mark.ray

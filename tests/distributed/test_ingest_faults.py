@@ -1,0 +1,221 @@
+"""What an ingest survives: killed processes, storage that fails, other writers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import boto3
+import psutil
+import pytest
+import ray
+from faulty_s3 import FAULTS, FaultyS3
+from s3_environment import s3_environment
+
+from recipe_ray.store.delta import open_delta
+from recipe_ray.store.files import publish
+from recipe_ray.store.parquet import check_file
+from recipe_ray.store.quarantine import read_quarantine
+from recipe_ray.store.snapshot import read_snapshot
+from recipe_ray.store.table import FactTable
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
+NUM_FACTS = 400
+VICTIMS = {"encoder": "MapBatches(Encoder)", "writer": "MapBatches(write_unit)", "stager": "MapBatches(stage_splits)"}
+KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+
+
+def write_dump(path, targets, updated_at="2026-01-01", *more):
+    """A fact for each id; `more` are lines as they are."""
+    records = [
+        {"id": fact_id, "prompt": f"The capital of {fact_id} is", "target": target, "updated_at": updated_at}
+        for fact_id, target in targets.items()
+    ]
+    path.write_text("".join(f"{line}\n" for line in [*map(json.dumps, records), *more]))
+    return path
+
+
+class Ingest:
+    """A job as a user starts it, on the session's cluster."""
+
+    def __init__(self, source, table, editor, log, environment=None):
+        self.command = [
+            sys.executable,
+            JOB,
+            "--source",
+            source,
+            "--table",
+            table,
+            "--editor",
+            editor,
+            "--device",
+            "cpu",
+        ]
+        self.environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, **(environment or {})}
+        self.log = log
+        self.process = None
+
+    def start(self):
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(self.command, env=self.environment, stdout=sink, stderr=sink)
+        return self
+
+    def finish(self, timeout_s=300):
+        code = self.process.wait(timeout=timeout_s)
+        return code, self.log.read_text()
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+def workers(title):
+    """Processes of the session's cluster that run a task or an actor of that title."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if title in " ".join(process.cmdline()):
+                yield process
+        except psutil.Error:
+            continue
+
+
+def kill_at_random(job, victim, seed):
+    """Kill the driver at any moment, or a worker once one of its kind is seen; False where it came too late."""
+    rng = random.Random(seed)
+    if victim == "driver":
+        try:
+            job.process.wait(timeout=rng.uniform(0, 25))
+        except subprocess.TimeoutExpired:
+            job.kill()
+            return True
+        return False
+    patience = rng.uniform(0, 0.3)
+    while job.process.poll() is None:
+        for process in workers(VICTIMS[victim]):
+            time.sleep(patience)
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
+            return True
+        time.sleep(0.005)
+    return False
+
+
+def check_table(uri, expected, *, num_events=None):
+    """Nothing lost, nothing doubled, every byte as it was written."""
+    table = FactTable.open(uri)
+    facts = read_snapshot(uri).facts
+    found = dict(zip(facts["fact_id"].to_pylist(), facts["target"].to_pylist(), strict=True))
+    assert found == expected
+    for partition in table.partitions():
+        for path in partition.paths:
+            check_file(table.uri, path)
+    if num_events is not None:
+        assert table.num_events() == num_events
+
+
+def kill_and_recover(tmp_path, editor_dir, victim, seed):
+    expected = {f"land-{number}": f"town-{number % 7}" for number in range(NUM_FACTS)}
+    dump = write_dump(tmp_path / "dump.jsonl", expected, "2026-01-01", "{bad")
+    table, log = str(tmp_path / "table"), tmp_path / "job.log"
+    job = Ingest(dump, table, editor_dir, log).start()
+    try:
+        killed = kill_at_random(job, victim, seed)
+        if open_delta(table) is not None:
+            assert len(read_snapshot(table).facts) in (0, NUM_FACTS)
+        code, said = job.finish()
+        if victim == "driver" and killed:
+            code, said = Ingest(dump, table, editor_dir, log).start().finish()
+        assert code == 2, said  # one row is quarantined
+    finally:
+        if job.process.poll() is None:
+            job.kill()
+    check_table(table, expected, num_events=NUM_FACTS)
+    assert FactTable.open(table).version == 1
+    assert read_quarantine(table)["line"].to_pylist() == [NUM_FACTS + 1]
+    assert not (tmp_path / "table" / "_staging").exists()
+    return killed
+
+
+@pytest.mark.parametrize("victim", ["driver", "encoder", "writer"])
+def test_a_kill_loses_and_doubles_nothing(tmp_path, editor_dir, victim):
+    kill_and_recover(tmp_path, editor_dir, victim, seed=victim)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", range(50))
+def test_fifty_kills_lose_and_double_nothing(tmp_path, editor_dir, number):
+    kill_and_recover(tmp_path, editor_dir, ["driver", *VICTIMS][number % 4], seed=number)
+
+
+def on_faulty_s3(tmp_path, editor_dir, s3, expected):
+    environment = s3_environment(s3.endpoint) | {"RECIPE_RAY_CACHE": str(tmp_path / "cache")}
+    boto3.client("s3", endpoint_url=s3.endpoint, **KEYS).create_bucket(Bucket="facts")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        dump = write_dump(tmp_path / "dump.jsonl", expected)
+        publish(editor_dir, "s3://facts/editor")
+        boto3.client("s3", endpoint_url=s3.endpoint, **KEYS).upload_file(str(dump), "facts", "dump/a.jsonl")
+        s3.failing.set()
+        log = tmp_path / "job.log"
+        # A cluster of its own: the workers of the session's were started without these variables.
+        job = Ingest("s3://facts/dump", "s3://facts/table", "s3://facts/editor", log, environment)
+        del job.environment["RAY_ADDRESS"]
+        code, said = job.start().finish()
+        s3.failing.clear()
+        assert code == 0, said
+        assert s3.num_failed > 20
+        check_table("s3://facts/table", expected, num_events=len(expected))
+
+
+def test_s3_that_fails_every_third_request_loses_nothing(tmp_path, editor_dir):
+    with FaultyS3(FAULTS, delay_s=0.5).running() as s3:
+        on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", [*FAULTS, "hanging"])
+def test_every_fault_of_s3_loses_nothing(tmp_path, editor_dir, fault):
+    hangs = fault == "hanging"
+    with FaultyS3(["slow", *["503"] * 19] if hangs else [fault], delay_s=65.0 if hangs else 0.5).running() as s3:
+        on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
+
+
+def test_two_ingests_and_a_compaction_at_once_end_as_if_one_after_another(tmp_path, editor_dir):
+    from recipe_ray.store.compaction import compact
+
+    lands = [f"land-{number}" for number in range(60)]
+    table, log = str(tmp_path / "table"), tmp_path / "job.log"
+    first = write_dump(tmp_path / "first.jsonl", dict.fromkeys(lands, "first"), "2026-01-01")
+    assert Ingest(first, table, editor_dir, log).start().finish()[0] == 0
+    second = write_dump(tmp_path / "second.jsonl", dict.fromkeys(lands[:40], "second"), "2026-01-02")
+    third = write_dump(tmp_path / "third.jsonl", dict.fromkeys(lands[20:], "third"), "2026-01-03")
+    jobs = [Ingest(dump, table, editor_dir, tmp_path / f"{dump.stem}.log").start() for dump in (second, third)]
+    stop, compactions = threading.Event(), []
+
+    def keep_compacting():
+        while not stop.is_set():
+            compactions.append(compact(table))
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=keep_compacting)
+    thread.start()
+    try:
+        for job in jobs:
+            code, said = job.finish()
+            assert code == 0, said
+    finally:
+        stop.set()
+        thread.join()
+    assert compactions
+    compact(table)
+    expected = dict.fromkeys(lands[:20], "second") | dict.fromkeys(lands[20:], "third")
+    check_table(table, expected, num_events=len(lands))
