@@ -35,7 +35,7 @@ class FactIndex:
     def __init__(self, keys_FK: npt.NDArray[np.floating[Any]], namespaces: Sequence[str]) -> None:
         assert keys_FK.ndim == 2 and len(keys_FK) == len(namespaces), (keys_FK.shape, len(namespaces))
         self.num_facts, self.key_width = keys_FK.shape
-        faiss = _faiss()
+        faiss = load_faiss()
         rows_by_namespace: dict[str, list[int]] = {}
         for row, namespace in enumerate(namespaces):
             rows_by_namespace.setdefault(namespace, []).append(row)
@@ -97,7 +97,12 @@ def _best(index: Any, queries_BK: npt.NDArray[np.float32]) -> tuple[npt.NDArray[
     )
 
 
-def _faiss() -> Any:
+def load_faiss() -> Any:
+    """The module `faiss`, of either package.
+
+    Raises:
+        ServiceError: FAISS is not installed.
+    """
     try:
         return importlib.import_module("faiss")
     except ImportError as error:
