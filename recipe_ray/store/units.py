@@ -49,7 +49,7 @@ def cut_units(bucket: int, dump: Events, resolution: Resolution, *, rows_per_uni
     work = np.cumsum(np.where(resolution.encoded_N[rows], 1.0, _WORK_WITHOUT_VECTORS))
     num_units = int(np.ceil(work[-1] / rows_per_unit))
     unit_of_row = np.minimum((work * num_units / work[-1]).astype(np.int64), num_units - 1)
-    return [_unit(bucket, dump, resolution, rows[unit_of_row == number]) for number in range(num_units)]
+    return [_unit(bucket, dump, resolution, rows[unit_of_row == number]) for number in np.unique(unit_of_row)]
 
 
 def _unit(bucket: int, dump: Events, resolution: Resolution, rows: npt.NDArray[np.int64]) -> Unit:
