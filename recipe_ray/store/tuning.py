@@ -39,7 +39,8 @@ class IndexSettings:
     """How the facts of each shard are indexed; what is None or auto is chosen by the shard.
 
     Attributes:
-        kind: exact, ivf, hnsw or sq8; auto takes exact below exact_below facts, ivf from there on.
+        kind: exact, ivf, hnsw or sq8; auto takes exact below exact_below facts, hnsw from there on (ivf where hnsw does
+            not reach min_recall).
         remedy: against keys of unequal norm: none, l2 or spherical; auto by the norms.
         storage: of the vectors in the index, float16 or float32; auto as the table has them.
         num_lists: of ivf; of sq8 likewise, which scans one list of all if not given.
@@ -123,9 +124,29 @@ def build_tuned(keys_FK: Keys, settings: IndexSettings, sentinel_K: npt.NDArray[
     spec, reason = choose(keys_FK, settings)
     if not spec.approximate:
         return _exact(keys_FK, spec, reason)
-    part = PartIndex(build(keys_FK, spec), keys_FK, spec)
     truth = exact_nearest(keys_FK, sample.queries_QK, left_out_B=sample.left_out_Q)
-    thresholds_Q = inner_products(sample.queries_QK, sentinel_K)
+    tuned = _measure(keys_FK, spec, settings, sentinel_K, sample, truth)
+    reason = f"{reason}; {tuned.reason}"
+    if tuned.recall < settings.min_recall and settings.kind == "auto":
+        spec, _ = choose(keys_FK, replace(settings, kind="ivf"))
+        tuned = _measure(keys_FK, spec, settings, sentinel_K, sample, truth)
+        reason = f"{reason}, below {settings.min_recall}: ivf; {tuned.reason}"
+    if tuned.recall < settings.min_recall:
+        spec = PartSpec(kind="exact", storage=spec.storage, max_norm=spec.max_norm)
+        return _exact(keys_FK, spec, f"{reason}, below {settings.min_recall}: exact")
+    return replace(tuned, reason=reason)
+
+
+def _measure(
+    keys_FK: Keys,
+    spec: PartSpec,
+    settings: IndexSettings,
+    sentinel_K: npt.NDArray[np.float32],
+    sample: Sample,
+    truth: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
+) -> Tuned:
+    """Build, and raise the probes as far as it takes or helps."""
+    part = PartIndex(build(keys_FK, spec), keys_FK, spec)
     num_probes, most = spec.num_probes, _most_probes(spec)
     while True:
         found = _search(part, sample, num_probes)
@@ -134,13 +155,11 @@ def build_tuned(keys_FK: Keys, settings: IndexSettings, sentinel_K: npt.NDArray[
         if recall >= settings.min_recall or num_probes >= most:
             break
         num_probes = min(most, 2 * num_probes)
-    measured = f"recall {recall:.4f} on {len(truth[0])} queries" + (f" with {num_probes} probes" if most else "")
-    if recall < settings.min_recall:
-        reason = f"{reason}; {measured}, below {settings.min_recall}: exact"
-        return _exact(keys_FK, PartSpec(kind="exact", storage=spec.storage, max_norm=spec.max_norm), reason)
+    thresholds_Q = inner_products(sample.queries_QK, sentinel_K)
     agreement = _share(decide(*found, thresholds_Q).row_B == decide(*truth, thresholds_Q).row_B)
+    reason = f"recall {recall:.4f} on {len(found[0])} queries" + (f" with {num_probes} probes" if most else "")
     part = PartIndex(part.index, keys_FK, replace(spec, num_probes=num_probes))
-    return Tuned(part=part, recall=recall, agreement=agreement, reason=f"{reason}; {measured}")
+    return Tuned(part=part, recall=recall, agreement=agreement, reason=reason)
 
 
 def choose(keys_FK: Keys, settings: IndexSettings) -> tuple[PartSpec, str]:
@@ -150,8 +169,8 @@ def choose(keys_FK: Keys, settings: IndexSettings) -> tuple[PartSpec, str]:
     if settings.kind != "auto":
         kind, reason = settings.kind, f"{settings.kind} as asked"
     else:
-        kind = "exact" if num_facts < settings.exact_below else "ivf"
-        reason = f"auto: {num_facts} facts, ivf from {settings.exact_below} on"
+        kind = "exact" if num_facts < settings.exact_below else "hnsw"
+        reason = f"auto: hnsw from {settings.exact_below} facts on"
     as_stored: Storage = "float32" if keys_FK.dtype.itemsize > 2 else "float16"
     least, largest = norm_range(keys_FK)
     num_lists = 0
@@ -160,14 +179,17 @@ def choose(keys_FK: Keys, settings: IndexSettings) -> tuple[PartSpec, str]:
         num_lists = max(1, min(num_lists, num_facts))
     if kind == "ivf" and not num_facts:
         kind, num_lists = "exact", 0
-    has_probes = bool(num_lists) or kind == "hnsw"
-    num_probes = (settings.num_probes or _FEWEST_PROBES[kind]) if has_probes else 0
+    num_probes = 0
+    if num_lists:
+        num_probes = min(settings.num_probes or min(_FEWEST_PROBES[kind], _most_lists(num_lists)), num_lists)
+    elif kind == "hnsw":
+        num_probes = settings.num_probes or _FEWEST_PROBES[kind]
     spec = PartSpec(
         kind=kind,
         remedy=_remedy(settings, unit=largest - least <= _UNIT_TOLERANCE * largest, kind=kind),
         storage=as_stored if settings.storage == "auto" else settings.storage,
         num_lists=num_lists,
-        num_probes=min(num_probes, num_lists) if num_lists else num_probes,
+        num_probes=num_probes,
         num_links=settings.num_links if kind == "hnsw" else 0,
         max_norm=largest,
     )
@@ -208,10 +230,14 @@ def _exact(keys_FK: Keys, spec: PartSpec, reason: str) -> Tuned:
 
 
 def _most_probes(spec: PartSpec) -> int:
-    """Beyond half of the lists a scan of everything is as fast, and exact."""
     if spec.num_lists:
-        return max(1, spec.num_lists // 2)
+        return _most_lists(spec.num_lists)
     return _MOST_ENTRIES if spec.kind == "hnsw" else 0
+
+
+def _most_lists(num_lists: int) -> int:
+    """Beyond half of the lists a scan of everything is as fast, and exact."""
+    return max(1, num_lists // 2)
 
 
 def _share(right: npt.NDArray[np.bool_]) -> float:

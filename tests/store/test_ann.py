@@ -182,10 +182,19 @@ def test_where_probes_do_not_help_exact_is_taken_and_the_reason_says_so():
     assert "below 1.0: exact" in found.reason
 
 
+def test_auto_tries_lists_where_the_graph_misses_facts(monkeypatch):
+    monkeypatch.setattr("recipe_ray.store.tuning._MOST_ENTRIES", 1)
+    keys_FK = random_keys(NUM_FACTS).astype(np.float16)
+    found = tuned(keys_FK, exact_below=1, num_links=2, num_probes=1, min_recall=0.97)
+    assert found.part.spec.kind == "ivf"
+    assert found.recall >= 0.97
+    assert "below 0.97: ivf" in found.reason
+
+
 def test_auto_goes_by_the_number_of_facts_and_the_norms():
     even, uneven = random_keys(600).astype(np.float16), random_keys(600, uneven=True).astype(np.float16)
     assert choose(even, IndexSettings(exact_below=601))[0].kind == "exact"
-    assert choose(even, IndexSettings(exact_below=600))[0].approximate
+    assert choose(even, IndexSettings(exact_below=600))[0].kind == "hnsw"
     assert choose(even, IndexSettings(kind="hnsw"))[0].remedy == "none"
     assert choose(uneven, IndexSettings(kind="hnsw"))[0].remedy == "l2"
     assert choose(uneven, IndexSettings(kind="hnsw", remedy="none"))[0].remedy == "none"
