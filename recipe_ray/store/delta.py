@@ -16,6 +16,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from recipe_ray.errors import OutputError, TableError
 from recipe_ray.store.files import absolute, delta_options, join, list_below, read_text
 from recipe_ray.store.parquet import DataFile
+from recipe_ray.store.stored import list_stored, relative, remove_files
 
 MAX_COMMIT_ATTEMPTS = 20
 Result = TypeVar("Result")
@@ -35,6 +36,10 @@ def open_delta(uri: str, version: int | None = None) -> DeltaTable | None:
     try:
         return DeltaTable(place, version=version, storage_options=delta_options(place))
     except TableNotFoundError:
+        if version is not None and open_delta(uri) is not None:
+            raise TableError(
+                f"{uri}: the log does not reach back to version {version} any more; give a later version"
+            ) from None
         return None
     except (DeltaError, OSError, ValueError) as error:
         at = "" if version is None else f" at version {version}"
@@ -225,6 +230,34 @@ def read_commit(uri: str, version: int) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in text.splitlines() if line.strip())
     except ValueError as error:
         raise TableError(f"{place}: is no commit ({error}); restore it") from error
+
+
+def log_before(uri: str, version: int) -> list[str]:
+    """Paths below a table of the log's files that only tell of versions before this one.
+
+    Raises:
+        OutputError: the log cannot be read.
+    """
+    paths = [relative(found.uri, uri) for found in list_stored(join(absolute(uri), "_delta_log"))]
+    return [path for path in paths if (name := path.rpartition("/")[2])[:20].isdigit() and int(name[:20]) < version]
+
+
+def trim_log(uri: str, version: int) -> None:
+    """Make the log begin with a version: those before it cannot be opened any more.
+
+    Raises:
+        TableError: there is no such version, or no checkpoint can be written.
+        OutputError: the log cannot be read, or a file of it not be removed.
+    """
+    for checkpointed in (version, None):  # the last one in the end: it is where readers begin
+        delta = open_delta(uri, checkpointed)
+        if delta is None:
+            raise TableError(f"{uri}: there is no table; check the path")
+        try:
+            delta.create_checkpoint()
+        except (DeltaError, OSError) as error:
+            raise TableError(f"{uri}: no checkpoint can be written ({_first_line(error)}); run it again") from error
+    remove_files(uri, log_before(uri, version))
 
 
 def _commit(
