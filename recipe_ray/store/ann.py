@@ -3,11 +3,11 @@
 Whatever the kind, what an index gives are candidates: they are scored again from the stored keys, in one fixed order,
 so a score is the exact one and the same alone and in a batch. Of facts with equal scores the lowest row is found.
 
-Inner products of keys of unequal length are no distance: a graph or an inverted file that treats them as one misses the
-best fact. Two remedies are here. `l2` adds a coordinate √(M² - |k|²), M the largest norm, which makes all keys equally
-long: the nearest by distance is then the best by inner product (Bachrach et al. 2014, section 3). `spherical` clusters
-directions: unit centroids, inner products within the lists. Keys of unit norm need neither; there `spherical` merely
-keeps loose lists from being passed over.
+Inner products of keys of unequal length are no distance: a graph or an inverted file that treats them as one may miss
+the best fact. Two remedies are here. `l2` adds a coordinate √(M² - |k|²), M the largest norm, which makes all keys
+equally long: the nearest by distance is then the best by inner product (Bachrach et al. 2014, section 3). `spherical`
+clusters directions: unit centroids, inner products within the lists. The third is more probes, and did most of what was
+measured (see `tuning`).
 
 Shapes: B queries, F facts, K key width, C candidates of a query, W width of what is indexed.
 """

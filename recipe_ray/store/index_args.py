@@ -18,7 +18,7 @@ class IndexBuildConfig:
         editor: directory of the table's editor, local or s3://: recall is then measured on the prompts of facts, not on
             keys.
         kind: of index; auto goes by the number of facts of a shard.
-        remedy: against keys of unequal norm; auto goes by the norms.
+        remedy: against keys of unequal norm; auto takes what measured best for the norms.
         storage: of the vectors in the index; auto is as the table has them.
         num_lists: inverted lists of a shard; None takes 4 times the root of its facts.
         num_probes: lists that a query visits, or graph entries it keeps, to begin with; raised until --min-recall is

@@ -41,7 +41,7 @@ class IndexSettings:
     Attributes:
         kind: exact, ivf, hnsw or sq8; auto takes exact below exact_below facts, hnsw from there on (ivf where hnsw does
             not reach min_recall).
-        remedy: against keys of unequal norm: none, l2 or spherical; auto by the norms.
+        remedy: against keys of unequal norm: none, l2 or spherical; auto takes what measured best for the norms.
         storage: of the vectors in the index, float16 or float32; auto as the table has them.
         num_lists: of ivf; of sq8 likewise, which scans one list of all if not given.
         num_probes: lists that a query visits (ivf, sq8), or entries kept on its way (hnsw), to begin with.
@@ -206,11 +206,15 @@ def norm_range(keys_FK: Keys) -> tuple[float, float]:
 
 
 def _remedy(settings: IndexSettings, *, unit: bool, kind: Kind) -> Remedy:
+    """What measured best.
+
+    Lists over 100,000 keys of unit norm find 0.645 of the best facts with 8 of 1,264 lists if centroids are of unit norm
+    too, 0.621 if not. Over 10,000 keys of the paper's editor (norms 44 to 81) with 64 of 400 lists it is 0.936 without
+    a remedy, 0.927 with l2, 0.915 with spherical; and a graph of 128 entries 0.992 without, 0.984 with l2.
+    """
     if settings.remedy != "auto":
         return settings.remedy
-    if kind == "hnsw":
-        return "none" if unit else "l2"
-    return "spherical" if kind in ("ivf", "sq8") else "none"
+    return "spherical" if unit and kind in ("ivf", "sq8") else "none"
 
 
 def _search(part: PartIndex, sample: Sample, num_probes: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:

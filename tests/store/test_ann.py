@@ -195,9 +195,10 @@ def test_auto_goes_by_the_number_of_facts_and_the_norms():
     even, uneven = random_keys(600).astype(np.float16), random_keys(600, uneven=True).astype(np.float16)
     assert choose(even, IndexSettings(exact_below=601))[0].kind == "exact"
     assert choose(even, IndexSettings(exact_below=600))[0].kind == "hnsw"
-    assert choose(even, IndexSettings(kind="hnsw"))[0].remedy == "none"
-    assert choose(uneven, IndexSettings(kind="hnsw"))[0].remedy == "l2"
-    assert choose(uneven, IndexSettings(kind="hnsw", remedy="none"))[0].remedy == "none"
+    assert choose(even, IndexSettings(kind="ivf"))[0].remedy == "spherical"
+    assert choose(uneven, IndexSettings(kind="ivf"))[0].remedy == "none"
+    assert choose(uneven, IndexSettings(kind="hnsw"))[0].remedy == "none"
+    assert choose(uneven, IndexSettings(kind="hnsw", remedy="l2"))[0].remedy == "l2"
     assert choose(even.astype(np.float32), IndexSettings())[0].storage == "float32"
 
 
