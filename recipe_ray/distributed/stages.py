@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,6 @@ from recipe_ray.datasets.dump import read_any
 from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
 from recipe_ray.errors import TableError
-from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.store.files import SourceFile, localize
 from recipe_ray.store.parquet import DataFile, write_events
 from recipe_ray.store.resolve import IngestCounts, resolve
@@ -30,6 +29,9 @@ from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.staging import RowGroup, StagedSplit, Staging, read_bucket
 from recipe_ray.store.table import FactTable
 from recipe_ray.store.units import ENCODE_COLUMN, UNIT_COLUMN, Unit, cut_units, read_unit, to_events
+
+if TYPE_CHECKING:
+    from recipe_ray.model.editor import Editor
 
 UNIT_BYTES = 64 * 1024 * 1024  # of vectors in a written file: few files, and a task that holds two of them still fits
 UNIT_ROWS = 16_384  # so that a restart loses little and progress shows
@@ -223,7 +225,9 @@ class Encoder:
         self._path, self._device, self._dtype = editor, device, dtype
 
     @functools.cached_property
-    def _editor(self) -> Editor:
+    def _editor(self) -> "Editor":
+        from recipe_ray.model.editor import load_editor  # seconds, which tasks that only read and write do not spend
+
         # Loaded with the first batch: an error in the constructor would reach the driver as a dead actor, without its
         # type and message.
         return load_editor(localize(self._path), self._device)

@@ -45,7 +45,7 @@ __all__ = [
 DATASET_FORMS = ("counterfact", "zsre", "ripe", "edits")
 """Forms whose readers lie in `recipe_ray.datasets`; here their files are only listed."""
 FORMS = ("auto", "jsonl", "csv", "parquet", *DATASET_FORMS)
-SPLIT_BYTES = 64 * 1024 * 1024
+SPLIT_BYTES = 16 * 1024 * 1024  # a second of a task: a dump of some files keeps a machine busy
 _SUFFIXES = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
