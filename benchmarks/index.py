@@ -129,7 +129,7 @@ def main() -> None:
 
 def measure_size(editor: Editor, keys_FK: npt.NDArray[Any], args: argparse.Namespace) -> dict[str, Any]:
     """Every variant over these keys."""
-    console = Console(width=160, highlight=False)
+    console = Console(highlight=False)
     num_facts = len(keys_FK)
     asked, sample = ask(editor, keys_FK, args.num_questions)
     applied_B = applied(asked.truth, asked)
@@ -157,14 +157,19 @@ def measure_size(editor: Editor, keys_FK: npt.NDArray[Any], args: argparse.Names
         variant = measure(keys_FK, VARIANTS[name], editor, asked, sample, args.cache)
         variant["default"] = name == matches[0]
         found["variants"][name] = variant
-        console.print(
-            f"{num_facts} facts, {name}{' (default)' if variant['default'] else ''}: built in "
-            f"{variant['build_s']:.1f} s, {variant['bytes_per_fact']:.0f} bytes a fact, "
-            f"recall {variant['recall']:.4f}, agreement {variant['agreement']:.4f}, "
-            f"p50 {variant['single_ms']['p50']:.2f} ms, p99 {variant['single_ms']['p99']:.2f} ms, in batches {variant['batched_ms']['p50']:.2f} ms a query "
-            f"({variant['reason']})"
-        )
+        console.print(described(num_facts, name, variant), soft_wrap=True, markup=False)
     return found
+
+
+def described(num_facts: int, name: str, variant: dict[str, Any]) -> str:
+    """One line about a variant."""
+    single, batched = variant["single_ms"], variant["batched_ms"]
+    return (
+        f"{num_facts} facts, {name}{' (default)' if variant['default'] else ''}: built in {variant['build_s']:.1f} s, "
+        f"{variant['bytes_per_fact']:.0f} bytes a fact, recall {variant['recall']:.4f}, "
+        f"agreement {variant['agreement']:.4f}, p50 {single['p50']:.2f} ms, p99 {single['p99']:.2f} ms, "
+        f"in batches {batched['p50']:.2f} ms a query ({variant['reason']})"
+    )
 
 
 def measure(

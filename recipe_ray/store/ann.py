@@ -299,8 +299,9 @@ def _sample(keys_FK: Keys, spec: PartSpec) -> npt.NDArray[np.float32]:
 
 
 def _directions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    norms = np.sqrt(np.square(vectors, dtype=np.float32).sum(axis=1, keepdims=True))
-    unit: npt.NDArray[np.float32] = vectors / np.where(norms > 0, norms, np.float32(1))
+    norms_B1: npt.NDArray[np.float32] = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    norms_B1[norms_B1 == 0] = 1
+    unit: npt.NDArray[np.float32] = np.divide(vectors, norms_B1, dtype=np.float32)
     return unit
 
 

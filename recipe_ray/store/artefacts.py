@@ -136,7 +136,8 @@ def latest_index(table_uri: str, version: int | None = None) -> str | None:
     uris = [uri.rpartition("/")[0] for uri in list_below(folder) if uri.endswith(f"/{MANIFEST_FILE}")]
     versions = {uri: int(uri.rpartition("/")[2].partition("-")[0]) for uri in uris}
     wanted = max(versions.values(), default=None) if version is None else version
-    manifests = [read_manifest(uri) for uri in uris if versions[uri] == wanted]
+    found = [read_manifest(uri) for uri in uris if versions[uri] == wanted]
+    manifests = [manifest for manifest in found if manifest is not None]  # one may have been removed since
     return max(manifests, key=lambda manifest: manifest.read_at).uri if manifests else None
 
 
