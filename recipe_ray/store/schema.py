@@ -111,7 +111,12 @@ def identity_of(configuration: Mapping[str, str], *, place: str) -> EditorIdenti
     Raises:
         TableError: the table is not one of ours, or of another layout.
     """
-    version = configuration.get(_PROPERTY + "schema_version")
+    version = layout_of(configuration)
+    if version == "1":
+        raise TableError(
+            f"{place}: is of layout 1; run `python jobs/facts.py migrate --table {place}`, which encodes nothing "
+            "again (a version from before that is not read any more)"
+        )
     if version != SCHEMA_VERSION:
         raise TableError(
             f"{place}: is a Delta table but not a table of facts of layout {SCHEMA_VERSION} (found {version}); "
@@ -133,6 +138,16 @@ def identity_of(configuration: Mapping[str, str], *, place: str) -> EditorIdenti
     if identity.sentinel_K.shape != (identity.key_width,):
         raise TableError(f"{place}: its sentinel has not key_width {identity.key_width} entries; ingest anew")
     return identity
+
+
+def layout_of(configuration: Mapping[str, str]) -> str | None:
+    """Read the layout of a table; None where it is not one of ours."""
+    return configuration.get(_PROPERTY + "schema_version")
+
+
+def layout_property() -> dict[str, str]:
+    """The property that says this layout."""
+    return {_PROPERTY + "schema_version": SCHEMA_VERSION}
 
 
 def num_shards_of(configuration: Mapping[str, str]) -> int:
