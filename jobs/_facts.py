@@ -79,7 +79,7 @@ def show(
         return
     table = Table(*columns, box=box.SIMPLE_HEAD)
     for row in rows:
-        table.add_row(*(Text(_text(row[name]), overflow="fold") for name in columns))
+        table.add_row(*(Text(as_text(row[name]), overflow="fold") for name in columns))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH)
     if table.row_count:
         console.print(table)
@@ -104,9 +104,10 @@ def _plain(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is no value of a row")
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
+    """A value of a row, for a person."""
     if value is None:
         return ""
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S")
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

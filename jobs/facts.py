@@ -9,16 +9,11 @@ import tyro
 
 from jobs._cli import run
 from jobs._facts import Command
+from jobs._facts_edit import EDIT_COMMANDS
 from jobs._facts_read import READ_COMMANDS
 
 # Each module of commands gives a dictionary of them by name, in the order of the help.
-COMMANDS: dict[str, type[Command]] = {**READ_COMMANDS}
-
-_AnyCommand: Any = tyro.conf.FlagCreatePairsOff[
-    tyro.conf.OmitSubcommandPrefixes[
-        Union[tuple(Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items())]  # noqa: UP007
-    ]
-]
+COMMANDS: dict[str, type[Command]] = {**READ_COMMANDS, **EDIT_COMMANDS}
 
 
 def main(command: Command) -> None:
@@ -26,5 +21,14 @@ def main(command: Command) -> None:
     command.run()
 
 
+def command_type() -> Any:
+    """What tyro parses into: any of the commands, as a subcommand."""
+    named = tuple(Annotated[command, tyro.conf.subcommand(name)] for name, command in COMMANDS.items())
+    together: Any = Union[named]  # noqa: UP007 -- made of what the dictionary holds
+    for marker in (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff):
+        together = marker[together]
+    return together
+
+
 if __name__ == "__main__":
-    run(main, _AnyCommand)
+    run(main, command_type())
