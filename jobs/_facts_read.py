@@ -178,14 +178,14 @@ class Diff(TableArgs):
     """What became of the facts between two versions: new, changed, deleted, expired, gone (rolled back or erased).
 
     Attributes:
-        before: version.
-        after: version; it may be the older one.
+        before: one version.
+        after: another, which may be the older one.
         namespace: of the facts; all if not given.
         limit: facts shown; all are counted.
     """
 
-    before: tyro.conf.Positional[int]
-    after: tyro.conf.Positional[int]
+    before: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="BEFORE")]
+    after: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="AFTER")]
     namespace: str | None = None
     limit: int = 50
 
@@ -194,7 +194,7 @@ class Diff(TableArgs):
         check_limit(self.limit)
         counts: dict[str, Any] = {"table": self.table, "before": self.before, "after": self.after}
         counts |= dict.fromkeys(KINDS, 0)
-        rows = []
+        rows: list[dict[str, Any]] = []
         for change in read_changes(self.table, self.before, self.after, namespace=self.namespace):
             counts[change.kind] += 1
             if len(rows) < self.limit:
