@@ -8,11 +8,14 @@ import tyro
 
 from jobs._facts import Command, TableArgs, VersionArgs, as_text, check_limit, say, say_json, show
 from recipe_ray.distributed.progress import progress
+from recipe_ray.errors import ConfigError
+from recipe_ray.store.artefacts import EncodeQueries
 from recipe_ray.store.changes import KINDS, Change, read_changes
 from recipe_ray.store.commits import read_commits
 from recipe_ray.store.contradictions import Said, find_contradictions
 from recipe_ray.store.export import export_facts
-from recipe_ray.store.near import DEFAULT_SHARE, find_near
+from recipe_ray.store.files import localize
+from recipe_ray.store.near import find_near
 from recipe_ray.store.queries import find_fact, list_facts, read_history
 from recipe_ray.store.table import FactTable
 
@@ -262,20 +265,27 @@ class Conflicts(VersionArgs):
     """Live facts that contradict each other under different ids: one subject and prompt, different targets.
 
     Attributes:
-        near: look also for facts whose questions may get another fact, by their keys; this takes longer.
-        share: of a fact's score for its own key, from which on another counts as near.
+        near: look also for facts whose questions may get another fact; this takes longer.
+        editor: the table's, local or s3://: facts are then asked for by their prompts, else roughly by their keys.
+        share: of the score of the fact that is asked for, from which on another is near; 0.9 by prompts, 0.6 by keys.
         limit: contradictions shown, and near pairs; all are counted.
     """
 
     near: bool = False
-    share: float = DEFAULT_SHARE
+    editor: str | None = None
+    share: float | None = None
     limit: int = 50
 
     def run(self) -> None:
         """Look."""
         check_limit(self.limit)
+        for name in ("editor", "share"):
+            if getattr(self, name) is not None and not self.near:
+                raise ConfigError(f"{name} is given without near; give near too")
         table = FactTable.open(self.table, self.version)
-        num_found, rows = 0, []
+        encode_queries = None if self.editor is None else query_encoder(self.editor, table)
+        num_found = 0
+        rows: list[dict[str, Any]] = []
         for found in find_contradictions(table, namespace=self.namespace):
             num_found += 1
             if num_found <= self.limit:
@@ -283,7 +293,14 @@ class Conflicts(VersionArgs):
         summary: dict[str, Any] = {"table": table.uri, "version": table.version, "contradictions": num_found}
         said = f"table {table.uri} version {table.version}: {num_found} contradictions"
         if self.near:
-            report = find_near(table, limit=self.limit, share=self.share, namespace=self.namespace, progress=progress)
+            report = find_near(
+                table,
+                limit=self.limit,
+                encode_queries=encode_queries,
+                share=self.share,
+                namespace=self.namespace,
+                progress=progress,
+            )
             for number, pair in enumerate(report.pairs, num_found + 1):
                 measured = {"score": pair.score, "own_score": pair.own_score, "sentinel": pair.sentinel}
                 rows += [
@@ -304,6 +321,21 @@ class Conflicts(VersionArgs):
     def _row(self, kind: str, number: int, namespace: str, fact: Said, measured: Mapping[str, float]) -> dict[str, Any]:
         scores = {name: measured.get(name) for name in ("score", "own_score", "sentinel")} if self.near else {}
         return {"number": number, "kind": kind, "namespace": namespace, **asdict(fact), **scores}
+
+
+def query_encoder(editor: str, table: FactTable) -> EncodeQueries:
+    """What encodes questions as the table's editor does.
+
+    Raises:
+        EditorError: the editor cannot be read.
+        TableError: another editor encoded the table.
+    """
+    # Here, not above: without an editor no command needs PyTorch.
+    from recipe_ray.model.editor import load_editor
+
+    loaded = load_editor(localize(editor))
+    table.check_editor(loaded.identity())
+    return loaded.encode_queries
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -207,6 +207,12 @@ def test_conflicts_names_who_contradicts_whom(job, job_json, table):
     assert "1 contradictions; of 3 facts, 2 whose" in job("conflicts", "--table", table, "--version", 1, "--near")[1]
 
 
+def test_conflicts_ask_with_the_editor_of_the_table_and_no_other(job, table, editor_dir):
+    status, _, complaint = job("conflicts", "--table", table, "--near", "--editor", editor_dir)
+    assert status == 1
+    assert "was encoded by the editor with fingerprint f00d" in complaint
+
+
 def test_quarantine_is_listed_exported_and_cleared(job, job_json, table, tmp_path):
     for dump in ("one", "two"):
         line = BadLine(file="dump.jsonl", line=7, reason="bad", raw=f'{{"{dump}"')
@@ -232,6 +238,8 @@ def test_quarantine_is_listed_exported_and_cleared(job, job_json, table, tmp_pat
         (["delete", "fr", "--updated-at", "yesterday"], 1, "updated_at is 'yesterday'; give ISO 8601"),
         (["export", "--output", "x.txt"], 1, "x.txt"),
         (["conflicts", "--near", "--share", "0"], 1, "share is 0.0"),
+        (["conflicts", "--share", "0.5"], 1, "share is given without near"),
+        (["conflicts", "--near", "--editor", "/nowhere"], 1, "/nowhere: no such directory"),
         (["list", "--no-such"], 64, "--no-such"),
         (["diff", "1"], 64, "AFTER"),
         (["frobnicate"], 64, "frobnicate"),

@@ -33,7 +33,7 @@ def unit(angle, length=1.0, sentinel=1.0):
 
 
 def pairs(table, **asked):
-    report = find_near(table, **{"limit": 50, **asked})
+    report = find_near(table, **{"limit": 50, "share": 0.98, **asked})
     return [(pair.asked.fact_id, pair.got.fact_id) for pair in report.pairs], report
 
 
@@ -86,6 +86,35 @@ def test_only_live_facts_count_and_vectors_of_an_older_event_are_theirs(add):
     table = add({"b": (unit(90), {"updated_at": minutes(2), "target": "moved"})})
     assert pairs(table)[0] == []
     assert [sorted(pair) for pair in pairs(table, at=minutes(0))[0]] == [["a", "c"]]
+
+
+def test_facts_are_asked_for_by_their_prompts_where_there_is_an_encoder(add):
+    # By keys nothing is near; the question of a lies between a and b, that of c by itself, that of d away from d.
+    table = add(
+        {
+            "a": (unit(0), None),
+            "b": (unit(60), None),
+            "c": (unit(180), {"prompt": "", "target": "", "statement": "a statement"}),
+            "d": (unit(270, sentinel=0), None),
+        }
+    )
+    queries = {"prompt a": unit(29), "prompt b": unit(60), "a statement": unit(180), "prompt d": unit(100, sentinel=0)}
+    asked = []
+
+    def encode(texts):
+        asked.extend(texts)
+        return np.array([queries[text] for text in texts], np.float32)
+
+    assert pairs(table)[0] == []
+    found, report = pairs(table, encode_queries=encode)
+    assert found == [("d", "b"), ("d", "c"), ("a", "b")]
+    assert report.num_asked == 2
+    assert sorted(asked) == sorted(queries)  # each once, however many shards there are
+    (pair,) = [pair for pair in report.pairs if pair.asked.fact_id == "a"]
+    query = queries["prompt a"]
+    assert pair.score == pytest.approx(query @ unit(60), rel=1e-2)
+    assert pair.own_score == pytest.approx(query @ unit(0), rel=1e-2)
+    assert pair.sentinel == pytest.approx(0.5)
 
 
 def random_keys(number, seed=0):
