@@ -59,6 +59,12 @@ def describe(report: IngestReport) -> str:
         lines.append(
             f"quarantine {report.quarantine} holds the {counts.quarantined} bad rows with file, line and reason"
         )
+    if report.contradictions != 0:
+        found = "not looked for among so many facts" if report.contradictions is None else report.contradictions
+        lines.append(
+            f"contradictions: {found}; `python jobs/facts.py conflicts --table {report.table}` names facts of one "
+            "prompt and different targets"
+        )
     return "\n".join(lines)
 
 

@@ -17,7 +17,14 @@ from recipe_ray.config import EditorIdentity
 from recipe_ray.distributed.encoders import Encoders, fit_encoders
 from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.distributed.progress import progress
-from recipe_ray.distributed.stages import ResolvedBucket, encode_and_write, hash_dump, resolve_buckets, stage_dump
+from recipe_ray.distributed.stages import (
+    ResolvedBucket,
+    count_contradictions,
+    encode_and_write,
+    hash_dump,
+    resolve_buckets,
+    stage_dump,
+)
 from recipe_ray.errors import FactError, OutputError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, open_delta
@@ -32,6 +39,7 @@ from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
 
 MAX_COMMIT_ATTEMPTS = 20
+MAX_COMPARED = 5_000_000  # facts whose prompts are compared with the table's, in the memory of one task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +58,8 @@ class IngestReport:
         seconds: wall time, without the start of the cluster.
         facts_per_s: rows read a second of that time.
         quarantine: URI of the bad rows' table; None where no row was bad.
+        contradictions: groups of facts with one prompt and different targets that this dump's facts are part of; None
+            where it is too large to look for them (MAX_COMPARED).
     """
 
     table: str
@@ -63,6 +73,7 @@ class IngestReport:
     seconds: float
     facts_per_s: float
     quarantine: str | None
+    contradictions: int | None
 
 
 def ingest(config: IngestConfig) -> IngestReport:
@@ -123,6 +134,7 @@ class _Done:
     counts: IngestCounts
     files: Sequence[DataFile]
     num_encoded: int
+    contradictions: int | None = 0
 
 
 def _report(done: _Done, dump_hash: str, *, seconds: float, repeated: bool = False) -> IngestReport:
@@ -138,6 +150,7 @@ def _report(done: _Done, dump_hash: str, *, seconds: float, repeated: bool = Fal
         seconds=seconds,
         facts_per_s=done.counts.read / seconds,
         quarantine=quarantine_uri(done.table.uri) if done.counts.quarantined else None,
+        contradictions=done.contradictions,
     )
 
 
@@ -230,11 +243,14 @@ class _Job:
             time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))  # so that many writers do not keep step
             before, table = table, FactTable.open(self.config.table)
             stale = [bucket for bucket in groups if _has_moved(before, table, staging.buckets.shard(bucket))]
+        written = files if units else []
+        is_comparable = sum(file.num_rows for file in written) <= MAX_COMPARED
         return _Done(
             table=table,
             counts=counts,
-            files=files if units else [],
+            files=written,
             num_encoded=sum(unit.num_encoded for unit in units),
+            contradictions=count_contradictions(table, written) if is_comparable else None,
         )
 
     def _files(

@@ -20,8 +20,9 @@ from recipe_ray.datasets.dump import read_any
 from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
 from recipe_ray.errors import TableError
+from recipe_ray.store.contradictions import find_contradictions
 from recipe_ray.store.files import SourceFile, localize
-from recipe_ray.store.parquet import DataFile, write_events
+from recipe_ray.store.parquet import DataFile, read_batches, write_events
 from recipe_ray.store.resolve import IngestCounts, resolve
 from recipe_ray.store.rows import DumpOptions, Split, hash_file
 from recipe_ray.store.schema import microseconds, vectors_to_cells
@@ -162,6 +163,19 @@ def written_units(
         yield from written.iter_rows()
 
 
+def count_contradictions(table: FactTable, files: Sequence[DataFile]) -> int:
+    """Count the contradictions that facts in these files are part of; see `find_contradictions`.
+
+    Raises:
+        TableError: a file of the table is missing or damaged.
+    """
+    paths: dict[str, list[str]] = {}
+    for file in files:
+        paths.setdefault(file.partition["namespace"], []).append(file.path)
+    items = [{"namespace": namespace, "paths": paths[namespace]} for namespace in paths]
+    return sum(results(items, count_in_namespaces, table_uri=table.uri, version=table.version))
+
+
 def _tasks(items: list[dict[str, Any]], function: Stage, **settings: Any) -> Any:
     """One task an item: the items are few and each is much work."""
     return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
@@ -210,6 +224,19 @@ def resolve_some(
         units = cut_units(bucket, dump, resolution, rows_per_unit=rows_per_unit)
         resolved.append((bucket, ResolvedBucket(counts=resolution.counts, units=units)))
     yield _pickled(resolved)
+
+
+def count_in_namespaces(namespaces: pa.Table, *, table_uri: str, version: int) -> Iterator[pa.Table]:
+    """Count the contradictions that facts of some files are part of, for each namespace."""
+    table = FactTable.open(table_uri, version)
+    counts = []
+    for row in namespaces.to_pylist():
+        ids: set[str] = set()
+        for path in row["paths"]:
+            for batch in read_batches(table.uri, path, ["fact_id"]):
+                ids.update(batch.column("fact_id").to_pylist())
+        counts.append(sum(1 for _ in find_contradictions(table, fact_ids={row["namespace"]: ids})))
+    yield _pickled(counts)
 
 
 def read_units(units: pa.Table, *, staging: Staging) -> Iterator[pa.Table]:

@@ -301,6 +301,16 @@ def test_what_is_said_again_later_is_written_and_not_encoded(tmp_path, config):
 
 
 @pytest.mark.usefixtures("in_process")
+def test_contradictions_with_what_the_table_tells_are_counted(tmp_path, config):
+    same = {"prompt": "The capital of Ruritania is"}
+    first = ingest(config(write_dump(tmp_path / "one.jsonl", {"id": "a", **same, "target": "Strelsau"}, land(1))))
+    assert first.contradictions == 0
+    second = ingest(config(write_dump(tmp_path / "two.jsonl", {"id": "b", **same, "target": "Zenda"}, land(2))))
+    assert second.contradictions == 1
+    assert ingest(config(write_dump(tmp_path / "three.jsonl", land(3)))).contradictions == 0
+
+
+@pytest.mark.usefixtures("in_process")
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_the_order_of_dumps_does_not_matter(tmp_path, config, order):
     dumps = [
