@@ -126,6 +126,24 @@ def find_garbage(uri: str, *, cutoff: datetime, young: datetime) -> tuple[list[G
     return found, history.oldest_version
 
 
+def unsettled(uri: str, *, since: datetime) -> list[str]:
+    """Paths of what was written after a time and is part of no version: an ingest or a compaction may be running.
+
+    Raises:
+        TableError: the log cannot be read.
+        OutputError: the files cannot be listed.
+    """
+    stored = [(relative(file.uri, uri), file) for file in list_stored(uri)]
+    table = FactTable.open(uri, moved=False)
+    history = _read_history(table, cutoff=since, young=since)
+    known = {file.path for file in table.files()} | history.added_lately
+    return [
+        path
+        for path, file in stored
+        if file.modified_at > since and path.startswith(("namespace=", "_staging/", "_reencode/")) and path not in known
+    ]
+
+
 def remove_garbage(uri: str, garbage: Sequence[Garbage], oldest_version: int, *, progress: Progress = silent) -> None:
     """Remove what `find_garbage` found.
 
