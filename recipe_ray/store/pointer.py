@@ -19,11 +19,13 @@ class Moved:
         to: URI of the table that took the place of this one.
         from_version: the version of this one that the other was made from.
         at: when, UTC.
+        previous: where the table had moved before; None where it had not.
     """
 
     to: str
     from_version: int
     at: datetime
+    previous: str | None = None
 
 
 def read_pointer(uri: str) -> Moved | None:
@@ -43,6 +45,7 @@ def read_pointer(uri: str) -> Moved | None:
             to=absolute(str(found["to"])),
             from_version=int(found["from_version"]),
             at=datetime.fromisoformat(found["at"]),
+            previous=found.get("previous"),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise TableError(f"{place}: is damaged ({error!r}); write it anew, or remove it to go back") from error
@@ -68,8 +71,14 @@ def follow(uri: str) -> str:
     return moved.to
 
 
-def write_pointer(uri: str, to: str, *, from_version: int) -> None:
+def write_pointer(uri: str, to: str, *, from_version: int, previous: str | None = None) -> None:
     """Let everyone who opens the last version of a table open another table's, from one moment to the next.
+
+    Args:
+        uri: of the table.
+        to: URI of the other table.
+        from_version: the version that the other was made from.
+        previous: where the table had moved before.
 
     Raises:
         TableError: the other table is this one, or moved itself.
@@ -79,14 +88,23 @@ def write_pointer(uri: str, to: str, *, from_version: int) -> None:
         raise TableError(f"{uri}: cannot move to itself; give another place")
     if (onward := read_pointer(to)) is not None:
         raise TableError(f"{to}: moved to {onward.to}; give a table that stayed where it is")
-    said = {"to": absolute(to), "from_version": from_version, "at": datetime.now(UTC).isoformat()}
+    said = {"to": absolute(to), "from_version": from_version, "at": datetime.now(UTC).isoformat(), "previous": previous}
     write_text(join(absolute(uri), POINTER), json.dumps(said) + "\n")
 
 
-def remove_pointer(uri: str) -> None:
-    """Let a table be found at its own place again; nothing happens where it never moved.
+def move_back(uri: str) -> Moved | None:
+    """Let a table be found where it was before it moved; says from where, None where it never moved.
 
     Raises:
-        OutputError: the pointer cannot be removed.
+        TableError: the pointer is damaged.
+        OutputError: the pointer cannot be changed.
     """
-    remove_files(uri, [POINTER])
+    moved = read_pointer(uri)
+    if moved is None:
+        return None
+    if moved.previous is None:
+        remove_files(uri, [POINTER])
+    else:
+        remove_files(moved.previous, [POINTER])  # first: nobody shall be led on from there
+        write_pointer(uri, moved.previous, from_version=moved.from_version)
+    return moved

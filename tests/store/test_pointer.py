@@ -6,7 +6,7 @@ import pytest
 from test_table import Event, statements
 
 from recipe_ray.errors import TableError
-from recipe_ray.store.pointer import POINTER, read_pointer, remove_pointer, write_pointer
+from recipe_ray.store.pointer import POINTER, move_back, read_pointer, write_pointer
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
 
@@ -31,8 +31,8 @@ def test_the_last_version_is_that_of_the_new_place_and_older_ones_stay(place, ap
     assert FactTable.create_or_open(old, identity).uri == new
     append(old, Event("c", "to the new place"))
     assert "c" in statements(read_snapshot(new))
-    remove_pointer(old)
-    remove_pointer(old)
+    assert move_back(old).to == new
+    assert move_back(old) is None
     assert statements(read_snapshot(old)) == {"a": "old"}
 
 
@@ -62,6 +62,20 @@ def test_circles_and_second_hops_are_refused(tmp_path, append):
     (tmp_path / "three" / POINTER).write_text((tmp_path / "one" / POINTER).read_text())
     with pytest.raises(TableError, match="moved back"):
         FactTable.open(two)
+
+
+def test_a_table_that_moved_twice_goes_back_one_step(tmp_path, append):
+    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
+    for uri in (one, two, three):
+        append(uri, Event("a", uri))
+    write_pointer(one, two, from_version=1)
+    write_pointer(one, three, from_version=1, previous=two)
+    write_pointer(two, three, from_version=1)
+    assert FactTable.open(one).uri == FactTable.open(two).uri == three
+    move_back(one)
+    assert FactTable.open(one).uri == FactTable.open(two).uri == two
+    move_back(one)
+    assert FactTable.open(one).uri == one
 
 
 @pytest.mark.parametrize("text", ["{half", "[]", '{"to": "/x"}', '{"to": "/x", "from_version": 1, "at": "never"}'])
