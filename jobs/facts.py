@@ -10,10 +10,11 @@ import tyro
 from jobs._cli import run
 from jobs._facts import Command
 from jobs._facts_edit import EDIT_COMMANDS
+from jobs._facts_maintain import MAINTAIN_COMMANDS
 from jobs._facts_read import READ_COMMANDS
 
 # Each module of commands gives a dictionary of them by name, in the order of the help.
-COMMANDS: dict[str, type[Command]] = {**READ_COMMANDS, **EDIT_COMMANDS}
+COMMANDS: dict[str, type[Command]] = {**READ_COMMANDS, **EDIT_COMMANDS, **MAINTAIN_COMMANDS}
 
 
 def main(command: Command) -> None:
