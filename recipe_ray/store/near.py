@@ -11,7 +11,8 @@ stands for q. This is coarse: keys hold the targets too, so rivals lie farther a
 has to be low; the sentinel, which is near no key, then decides nothing.
 
 Measured on two editors (cosine; the paper's inner product) and 1,063 CounterFact edits, each given a rival in other
-words with another target, which took a question of the edit or lost one to it in 0.58 and 0.59 of cases:
+words: in 1,057 cases with another target, of which 0.58 and 0.59 score higher for a question of the edit than the edit
+does. The shares that are taken if none is given were chosen on these edits:
 
     found among rivals / flagged among unrelated edits   cosine            inner product
     prompts, share 0.9                                   0.837 / 0.000     0.834 / 0.011
