@@ -24,7 +24,8 @@ from jobs._cli import run
 from jobs.ingest import describe as describe_ingest
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
-from recipe_ray.distributed.ingest import IngestConfig, IngestReport, ingest
+from recipe_ray.distributed.ingest import IngestReport, ingest
+from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.distributed.train import TrainReport, train_editor
 from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.distributed.train_loop import describe

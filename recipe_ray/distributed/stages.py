@@ -234,7 +234,8 @@ def count_in_namespaces(namespaces: pa.Table, *, table_uri: str, version: int) -
         ids: set[str] = set()
         for path in row["paths"]:
             for batch in read_batches(table.uri, path, ["fact_id"]):
-                ids.update(batch.column("fact_id").to_pylist())
+                found: list[Any] = batch.column("fact_id").to_pylist()
+                ids.update(found)
         counts.append(sum(1 for _ in find_contradictions(table, fact_ids={row["namespace"]: ids})))
     yield _pickled(counts)
 

@@ -73,15 +73,15 @@ def events_of(columns: pa.Table, identity_N2: Hashes, *, place: str) -> Events:
     Raises:
         TableError: a hash has another length.
     """
-    expires = columns.column("expires_at").cast(pa.int64())
+    expires: Any = pc.fill_null(columns.column("expires_at").cast(pa.int64()), pa.scalar(int(NEVER_US)))
     return Events(
         identity_N2=identity_N2,
         updated_us_N=_microseconds(columns.column("updated_at")),
         ingested_us_N=_microseconds(columns.column("ingested_at")),
-        expires_us_N=pc.fill_null(expires, pa.scalar(int(NEVER_US))).to_numpy(),
+        expires_us_N=expires.to_numpy(),
         content_N2=hashes_of(columns.column("content_hash"), place=place),
         statement_N2=hashes_of(columns.column("statement_hash"), place=place),
-        is_delete_N=pc.equal(columns.column("op"), pa.scalar("delete")).to_numpy(),
+        is_delete_N=_is_delete(columns.column("op")),
         encoded_N=columns.column("encoded").to_numpy(),
     )
 
@@ -176,6 +176,11 @@ def hashes_of(cells: Any, *, place: str) -> Hashes:
         return np.empty((0, 2), np.uint64)
     numbers = np.frombuffer(fixed.buffers()[1], dtype=">u8", count=2 * len(fixed), offset=HASH_BYTES * fixed.offset)
     return numbers.astype(np.uint64).reshape(-1, 2)
+
+
+def _is_delete(column: Any) -> npt.NDArray[np.bool_]:
+    is_delete: Any = pc.equal(column, pa.scalar("delete"))
+    return is_delete.to_numpy()
 
 
 def _microseconds(column: Any) -> npt.NDArray[np.int64]:

@@ -79,13 +79,13 @@ def read_partition(table: FactTable, partition: Partition, *, at: datetime | Non
     return _snapshot(table, _fill(table, partition, live, keys_FK, prompts_FW), keys_FK, prompts_FW)
 
 
-def read_events(table: FactTable, shard: int, ids_by_namespace: Mapping[str, pa.Array]) -> Events:
+def read_events(table: FactTable, shard: int, ids_by_namespace: Mapping[str, Any]) -> Events:
     """Read every event of some facts of a shard, without texts and vectors; memory is of their number, not the table's.
 
     Args:
         table: at the version to read.
         shard: the one all the ids belong to.
-        ids_by_namespace: fact ids, each once.
+        ids_by_namespace: Arrow arrays of fact ids, each once.
 
     Raises:
         TableError: a file is missing or damaged.

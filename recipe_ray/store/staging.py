@@ -316,8 +316,8 @@ def bad_lines(staging: Staging, splits: Sequence[StagedSplit], uris: Sequence[st
         lines_before += split.num_lines
 
 
-def read_bucket(staging: Staging, groups: Sequence[RowGroup]) -> tuple[Events, dict[str, pa.Array]]:
-    """What decides about the rows of a bucket: their events, and the distinct ids by namespace.
+def read_bucket(staging: Staging, groups: Sequence[RowGroup]) -> tuple[Events, dict[str, Any]]:
+    """What decides about the rows of a bucket: their events, and the distinct ids by namespace, as Arrow arrays.
 
     Raises:
         OutputError: a staged file is not there or damaged.
@@ -327,7 +327,7 @@ def read_bucket(staging: Staging, groups: Sequence[RowGroup]) -> tuple[Events, d
     rows = rows.append_column("encoded", pa.repeat(pa.scalar(False), len(rows)))
     rows = rows.append_column("ingested_at", pa.repeat(pa.scalar(staging.ingested_at, TIMESTAMP), len(rows)))
     identity: Hashes = hashes_of(rows.column("identity"), place=staging.uri)
-    namespaces = pc.unique(rows.column("namespace")).to_pylist()
+    namespaces: list[Any] = pc.unique(rows.column("namespace")).to_pylist()
     ids = {
         namespace: pc.unique(rows.filter(pc.field("namespace") == namespace).column("fact_id"))
         for namespace in namespaces
