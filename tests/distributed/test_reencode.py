@@ -209,3 +209,16 @@ def test_what_cannot_be_is_refused(take_in, renew, table, editor_dir, tmp_path):
     (tmp_path / "begun" / "_reencode" / "state.json").write_text(json.dumps(state))
     with pytest.raises(TableError, match="is where /elsewhere is encoded by"):
         renew(output=str(tmp_path / "begun"))
+
+
+def test_on_s3(s3, tmp_path, editor_dir, new_editor):
+    uri = f"{s3}/knowledge/table"
+    dump = write_dump(tmp_path / "a.jsonl", land(1), land(2), {"id": "land-3", "op": "delete"})
+    ingest(IngestConfig(source=str(dump), table=uri, editor=str(editor_dir), device="cpu"))
+    report = reencode(ReencodeConfig(table=uri, editor=new_editor, device="cpu"))
+    assert report.output == f"{uri}-{load_editor(new_editor, 'cpu').identity().fingerprint[:8]}"
+    assert FactTable.open(uri).uri == report.output
+    assert targets(uri) == {"land-1": "Strelsau", "land-2": "Strelsau"}
+    assert verify(uri).problems == ()
+    go_back(uri)
+    assert FactTable.open(uri).uri == uri
