@@ -35,12 +35,12 @@ from rich.console import Console
 from recipe_ray.errors import TableError
 from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.retrieval import NO_FACT, decide
-from recipe_ray.store.ann import PartIndex, exact_nearest
 from recipe_ray.store.files import localize
-from recipe_ray.store.index import inner_products
+from recipe_ray.store.indexes.ann import PartIndex, exact_nearest
+from recipe_ray.store.indexes.exact import inner_products
+from recipe_ray.store.indexes.tuning import IndexSettings, Sample, build_tuned, choose, norm_range
 from recipe_ray.store.snapshot import read_partition
 from recipe_ray.store.table import FactTable
-from recipe_ray.store.tuning import IndexSettings, Sample, build_tuned, choose, norm_range
 from recipe_ray.testbed.million import generate_facts, generate_questions
 
 SEED = 0

@@ -10,8 +10,8 @@ import tyro
 
 from jobs._facts import Command, TableArgs, check_limit, show
 from recipe_ray.errors import ConfigError
-from recipe_ray.store.deletion import Selection, delete_facts
 from recipe_ray.store.quarantine import clear_quarantine, export_quarantine, read_quarantine
+from recipe_ray.store.upkeep.deletion import Selection, delete_facts
 
 _QUARANTINE_COLUMNS = ("file", "line", "reason", "raw", "dump_hash")
 

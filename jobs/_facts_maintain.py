@@ -11,11 +11,11 @@ import tyro
 from jobs._facts import Command, TableArgs, check_limit, show
 from recipe_ray.distributed.progress import progress
 from recipe_ray.errors import ConfigError
-from recipe_ray.store.compaction import compact
-from recipe_ray.store.erasure import erase
-from recipe_ray.store.maintenance import rollback, verify
-from recipe_ray.store.migration import migrate
-from recipe_ray.store.vacuum import vacuum
+from recipe_ray.store.upkeep.compaction import compact
+from recipe_ray.store.upkeep.erasure import erase
+from recipe_ray.store.upkeep.maintenance import rollback, verify
+from recipe_ray.store.upkeep.migration import migrate
+from recipe_ray.store.upkeep.vacuum import vacuum
 
 _MB = 1e6
 

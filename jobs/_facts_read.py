@@ -9,14 +9,14 @@ import tyro
 from jobs._facts import Command, TableArgs, VersionArgs, as_text, check_limit, say, say_json, show
 from recipe_ray.distributed.progress import progress
 from recipe_ray.errors import ConfigError
-from recipe_ray.store.artefacts import EncodeQueries
-from recipe_ray.store.changes import KINDS, Change, read_changes
-from recipe_ray.store.commits import read_commits
-from recipe_ray.store.contradictions import Said, find_contradictions
-from recipe_ray.store.export import export_facts
 from recipe_ray.store.files import localize
-from recipe_ray.store.near import find_near
-from recipe_ray.store.queries import find_fact, list_facts, read_history
+from recipe_ray.store.indexes.artefacts import EncodeQueries
+from recipe_ray.store.reading.changes import KINDS, Change, read_changes
+from recipe_ray.store.reading.commits import read_commits
+from recipe_ray.store.reading.contradictions import Said, find_contradictions
+from recipe_ray.store.reading.export import export_facts
+from recipe_ray.store.reading.near import find_near
+from recipe_ray.store.reading.queries import find_fact, list_facts, read_history
 from recipe_ray.store.table import FactTable
 
 _FACT_COLUMNS = ("namespace", "fact_id", "statement", "subject", "source", "updated_at", "expires_at")

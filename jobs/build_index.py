@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs._cli import run
-from recipe_ray.store.artefacts import EncodeQueries, build_index
 from recipe_ray.store.files import localize, write_text
-from recipe_ray.store.index_args import IndexBuildConfig
-from recipe_ray.store.manifest import IndexManifest, PartEntry
+from recipe_ray.store.indexes.args import IndexBuildConfig
+from recipe_ray.store.indexes.artefacts import EncodeQueries, build_index
+from recipe_ray.store.indexes.manifest import IndexManifest, PartEntry
 from recipe_ray.store.table import FactTable
 
 

@@ -12,7 +12,7 @@ from ray import serve
 from recipe_ray.config import PromptPosition
 from recipe_ray.retrieval import NO_FACT
 from recipe_ray.store.files import localize
-from recipe_ray.store.index import FactIndex
+from recipe_ray.store.indexes.exact import FactIndex
 from recipe_ray.store.snapshot import Snapshot, read_snapshot
 from recipe_ray.store.table import FactTable
 from serving.messages import Declined, Edit, Finding, Lookup

@@ -10,16 +10,25 @@ import pyarrow.parquet as pq
 from recipe_ray.datasets.forms import FORMS, Fields
 from recipe_ray.errors import FactError
 from recipe_ray.facts import record_from_line
-from recipe_ray.store.dump_streams import BOM, READ_ERRORS, TooLong, first_bytes, open_dump, read_lines, unreadable
-from recipe_ray.store.dump_values import not_utf8, raw_line, raw_object, reason_of, shortened, too_long
+from recipe_ray.store.dumps.rows import (
+    DATASET_FORMS,
+    BadRow,
+    DumpOptions,
+    GoodRow,
+    Split,
+    form_of,
+    make_row,
+    read_split,
+)
+from recipe_ray.store.dumps.streams import BOM, READ_ERRORS, TooLong, first_bytes, open_dump, read_lines, unreadable
+from recipe_ray.store.dumps.values import not_utf8, raw_line, raw_object, reason_of, shortened, too_long
 from recipe_ray.store.files import filesystem
-from recipe_ray.store.rows import DATASET_FORMS, BadRow, DumpOptions, GoodRow, Split, form_of, make_row, read_split
 
 _BATCH_ROWS = 256
 
 
 def read_any(split: Split, options: DumpOptions, *, now: datetime) -> Generator[GoodRow | BadRow, None, int]:
-    """Read the rows of a split of any form; see `recipe_ray.store.rows.read_split`.
+    """Read the rows of a split of any form; see `recipe_ray.store.dumps.rows.read_split`.
 
     Raises:
         FactError: the rest of the file cannot be read, or its columns do not fit.

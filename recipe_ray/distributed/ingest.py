@@ -5,6 +5,7 @@ is cut into units, encoded in an actor pool and written as Parquet files. Nothin
 files: a crash leaves the table as it was, and the same command goes on from the splits and units that were finished.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import random
@@ -28,12 +29,13 @@ from recipe_ray.distributed.stages import (
 from recipe_ray.errors import FactError, OutputError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, open_delta
+from recipe_ray.store.dumps.rows import DumpOptions, form_of, split_files
 from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
 from recipe_ray.store.parquet import DataFile
+from recipe_ray.store.pointer import follow
 from recipe_ray.store.probe import check_conditional_writes
 from recipe_ray.store.quarantine import quarantine, quarantine_uri
 from recipe_ray.store.resolve import IngestCounts
-from recipe_ray.store.rows import DumpOptions, form_of, split_files
 from recipe_ray.store.staging import Buckets, RowGroup, StagedSplit, Staging, bad_lines, row_groups_by_bucket
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
@@ -87,6 +89,7 @@ def ingest(config: IngestConfig) -> IngestReport:
         ConfigError: the cluster lacks what was asked for.
     """
     started, now = time.monotonic(), datetime.now(UTC)
+    config = dataclasses.replace(config, table=follow(config.table))
     identity = read_identity(localize(config.editor))
     check_writable(config.table)
     check_conditional_writes(config.table)

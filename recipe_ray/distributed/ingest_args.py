@@ -5,7 +5,7 @@ from typing import Literal
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.facts import DEFAULT_NAMESPACE
-from recipe_ray.store.rows import DumpOptions
+from recipe_ray.store.dumps.rows import DumpOptions
 from recipe_ray.store.schema import VectorDtype
 from recipe_ray.store.table import DEFAULT_NUM_SHARDS
 

@@ -18,12 +18,12 @@ from recipe_ray.distributed.ingest import ingest
 from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.errors import ConfigError, OutputError, TableError
 from recipe_ray.model.editor import read_identity
-from recipe_ray.store.commits import read_commits
 from recipe_ray.store.delta import open_delta
-from recipe_ray.store.export import export_facts
 from recipe_ray.store.files import absolute, filesystem, join, localize, read_text, write_text
 from recipe_ray.store.pointer import follow, move_back, read_pointer, write_pointer
 from recipe_ray.store.quarantine import read_quarantine
+from recipe_ray.store.reading.commits import read_commits
+from recipe_ray.store.reading.export import export_facts
 from recipe_ray.store.schema import VectorDtype
 from recipe_ray.store.stored import missing_files, remove_files
 from recipe_ray.store.table import FactTable

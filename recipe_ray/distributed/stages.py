@@ -20,11 +20,11 @@ from recipe_ray.datasets.dump import read_any
 from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
 from recipe_ray.errors import TableError
-from recipe_ray.store.contradictions import find_contradictions
+from recipe_ray.store.dumps.rows import DumpOptions, Split, hash_file
 from recipe_ray.store.files import SourceFile, localize
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
+from recipe_ray.store.reading.contradictions import find_contradictions
 from recipe_ray.store.resolve import IngestCounts, resolve
-from recipe_ray.store.rows import DumpOptions, Split, hash_file
 from recipe_ray.store.schema import microseconds, vectors_to_cells
 from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.staging import RowGroup, StagedSplit, Staging, read_bucket

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from recipe_ray.errors import OutputError
 from recipe_ray.facts import Fact
+from recipe_ray.store.dumps.rows import BadRow, GoodRow, Split
 from recipe_ray.store.files import (
     SourceFile,
     absolute,
@@ -32,7 +33,6 @@ from recipe_ray.store.files import (
 from recipe_ray.store.order import EVENT_COLUMNS, Events, Hashes, events_of, hashes_of
 from recipe_ray.store.parquet import DataFile, write_bytes
 from recipe_ray.store.quarantine import BadLine
-from recipe_ray.store.rows import BadRow, GoodRow, Split
 from recipe_ray.store.schema import TIMESTAMP, identity_hash, microseconds, shard_of
 
 ROWS_PER_BUCKET = 262_144

@@ -12,8 +12,8 @@ from recipe_ray.datasets.dump import read_any
 from recipe_ray.datasets.forms import FORMS
 from recipe_ray.errors import FactError
 from recipe_ray.facts import default_fact_id
+from recipe_ray.store.dumps.rows import DATASET_FORMS, BadRow, DumpOptions, GoodRow, split_files
 from recipe_ray.store.files import list_files
-from recipe_ray.store.rows import DATASET_FORMS, BadRow, DumpOptions, GoodRow, split_files
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 COUNTERFACT = {

@@ -190,7 +190,7 @@ def test_every_fault_of_s3_loses_nothing(tmp_path, editor_dir, fault):
 
 
 def test_two_ingests_and_a_compaction_at_once_end_as_if_one_after_another(tmp_path, editor_dir):
-    from recipe_ray.store.compaction import compact
+    from recipe_ray.store.upkeep.compaction import compact
 
     lands = [f"land-{number}" for number in range(60)]
     table, log = str(tmp_path / "table"), tmp_path / "job.log"

@@ -13,12 +13,12 @@ from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.distributed.reencode import ReencodeConfig, go_back, reencode
 from recipe_ray.errors import ConfigError, TableError
 from recipe_ray.model.editor import load_editor
-from recipe_ray.store.compaction import compact
 from recipe_ray.store.files import list_below
-from recipe_ray.store.maintenance import rollback, verify
 from recipe_ray.store.pointer import read_pointer
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
+from recipe_ray.store.upkeep.compaction import compact
+from recipe_ray.store.upkeep.maintenance import rollback, verify
 
 pytestmark = pytest.mark.usefixtures("in_process")
 

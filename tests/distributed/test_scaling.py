@@ -6,7 +6,8 @@ import pytest
 import ray
 
 from recipe_ray.distributed.cluster import connect
-from recipe_ray.distributed.ingest import IngestConfig, _encoders
+from recipe_ray.distributed.encoders import TASK_CPUS, fit_encoders
+from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.distributed.train import _scaling
 from recipe_ray.errors import ConfigError, ServiceError
 from recipe_ray.presets import smoke
@@ -82,14 +83,25 @@ def test_the_cpu_is_used_where_it_is_asked_for(nodes):
     assert not _scaling(config(device="cpu")).use_gpu
 
 
-def test_encoders_fill_the_cluster_and_more_than_fit_are_refused(monkeypatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0})
+@pytest.mark.parametrize(
+    ("described", "num_encoders"),
+    [([{"CPU": 2.0}], 2), ([{"CPU": 1.0}], 1), ([{"CPU": 8.0}], 8), ([{"CPU": 2.0}, {"CPU": 2.0}, {}], 4)],
+)
+def test_encoders_fill_every_core_beside_a_task_and_more_than_fit_are_refused(
+    nodes, monkeypatch, described, num_encoders
+):
+    nodes(*described)
+    total = {name: sum(one.get(name, 0) for one in described) for name in ("CPU", "GPU")}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
     wanted = IngestConfig(source="dump.jsonl", table="table", editor="editor")
-    room = _encoders(wanted).num_encoders
-    assert 1 < room < 8
-    assert _encoders(dataclasses.replace(wanted, num_encoders=room)).num_encoders == room
-    with pytest.raises(ConfigError, match=f"num_encoders is {room + 1}, but the cluster has room for {room} of 1 CPUs"):
-        _encoders(dataclasses.replace(wanted, num_encoders=room + 1))
+    found = fit_encoders(wanted)
+    assert found.num_encoders == num_encoders
+    for node in described:  # what Ray would place on each of them leaves room for a task
+        assert not node or int(node["CPU"]) * found.cpus + TASK_CPUS <= node["CPU"]
+    with pytest.raises(
+        ConfigError, match=rf"num_encoders is 99, but the cluster has room for {num_encoders} of 0\.\d+ "
+    ):
+        fit_encoders(dataclasses.replace(wanted, num_encoders=99))
 
 
 @pytest.mark.parametrize("error", [ConnectionError("nobody\nthere"), ValueError("no address")])

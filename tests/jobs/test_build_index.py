@@ -11,7 +11,7 @@ import pytest
 
 from recipe_ray.facts import fact_from_record
 from recipe_ray.model.editor import load_editor
-from recipe_ray.store.artefacts import latest_index, open_index
+from recipe_ray.store.indexes.artefacts import latest_index, open_index
 from recipe_ray.store.parquet import write_events
 from recipe_ray.store.schema import EVENT_SCHEMA, shard_of
 from recipe_ray.store.table import FactTable

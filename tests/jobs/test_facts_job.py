@@ -14,10 +14,10 @@ from jobs import facts
 from jobs._cli import run
 from recipe_ray.config import EditorIdentity
 from recipe_ray.facts import fact_from_record
+from recipe_ray.store.dumps.rows import DumpOptions, read_split, split_files
 from recipe_ray.store.files import list_files, read_text
 from recipe_ray.store.parquet import write_events
 from recipe_ray.store.quarantine import BadLine, quarantine, read_quarantine
-from recipe_ray.store.rows import DumpOptions, read_split, split_files
 from recipe_ray.store.schema import EVENT_SCHEMA, shard_of
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable

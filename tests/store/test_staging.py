@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from recipe_ray.errors import OutputError
 from recipe_ray.facts import Fact
 from recipe_ray.store import staging as staging_module
+from recipe_ray.store.dumps.rows import BadRow, GoodRow, Split
 from recipe_ray.store.resolve import Resolution, resolve
-from recipe_ray.store.rows import BadRow, GoodRow, Split
 from recipe_ray.store.schema import EVENT_SCHEMA, identity_hash, shard_of
 from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.staging import Buckets, Staging, bad_lines, read_bucket, row_groups_by_bucket

@@ -1,0 +1,1 @@
+"""Reading dumps of facts: rows of JSON Lines, CSV and Parquet."""

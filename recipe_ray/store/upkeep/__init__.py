@@ -1,0 +1,1 @@
+"""Looking after a table: deleting, compacting, rolling back, vacuuming, erasing, migrating."""
