@@ -11,6 +11,7 @@ from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestReport, ingest
 from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.store.files import write_text
+from recipe_ray.store.resolve import IngestCounts
 
 SOME_QUARANTINED = 2
 
@@ -45,13 +46,12 @@ def describe(report: IngestReport) -> str:
         return (
             f"table {report.table} version {report.version}\n"
             f"dump {report.dump_hash} was ingested before, and nothing was done ({report.seconds:.1f} s); "
-            "--again ingests it all the same, after a rollback for instance"
+            "--again ingests it all the same, after a rollback for instance\n"
+            f"then: {_counted(counts)}"
         )
     lines = [
         f"table {report.table} version {report.version}",
-        f"read {counts.read} rows: {counts.new} new, {counts.changed} changed, {counts.deleted} deleted, "
-        f"{counts.expired} expired, {counts.unchanged} unchanged, {counts.superseded} superseded, "
-        f"{counts.quarantined} quarantined",
+        _counted(counts),
         f"wrote {report.num_written} events, {report.num_encoded} of them encoded, {report.size_bytes / 1e6:.1f} MB, "
         f"in {report.seconds:.1f} s ({report.facts_per_s:.1f} facts/s)",
     ]
@@ -66,6 +66,14 @@ def describe(report: IngestReport) -> str:
             "prompt and different targets"
         )
     return "\n".join(lines)
+
+
+def _counted(counts: IngestCounts) -> str:
+    return (
+        f"read {counts.read} rows: {counts.new} new, {counts.changed} changed, {counts.deleted} deleted, "
+        f"{counts.expired} expired, {counts.unchanged} unchanged, {counts.superseded} superseded, "
+        f"{counts.quarantined} quarantined"
+    )
 
 
 if __name__ == "__main__":

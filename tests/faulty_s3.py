@@ -1,7 +1,7 @@
 """An S3 server on loopback that fails on demand."""
 
 import contextlib
-import itertools
+import random
 import socket
 import threading
 import time
@@ -14,10 +14,12 @@ _ERRORS = {"503": ("503 Slow Down", "SlowDown"), "500": ("500 Internal Server Er
 
 
 class FaultyS3:
-    """Every third request meets the next of some faults while `failing` is set.
+    """A third of the requests, by chance, meet one of some faults while `failing` is set.
+
+    By chance and not by turns, in which a request that is tried again could meet the same fault for ever.
 
     Args:
-        faults: by turns: an error 503 or 500, a `slow` answer (1 s), a `truncated` body, a `dropped` connection.
+        faults: an error 503 or 500, a `slow` answer (1 s), a `truncated` body, a `dropped` connection.
         delay_s: of a slow answer.
         heedless: overwrite where `If-None-Match` says not to, as some work-alikes of S3 do; or "refuse" such requests.
 
@@ -32,8 +34,8 @@ class FaultyS3:
         self.num_failed = 0
         self._delay_s = delay_s
         self._heedless = heedless
-        self._faults = itertools.cycle(faults)
-        self._num_requests = 0
+        self._faults = faults
+        self._rng = random.Random(0)
         self._lock = threading.Lock()
         self._application = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -41,8 +43,8 @@ class FaultyS3:
 
     def _answer(self, environ, start_response):
         with self._lock:
-            self._num_requests += 1
-            fault = next(self._faults) if self.failing.is_set() and self._num_requests % 3 == 0 else None
+            fails = self.failing.is_set() and self._rng.random() < 1 / 3
+            fault = self._rng.choice(self._faults) if fails else None
             self.num_failed += fault is not None
         if fault in _ERRORS:
             status, code = _ERRORS[fault]

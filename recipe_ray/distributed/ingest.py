@@ -7,8 +7,6 @@ files: a crash leaves the table as it was, and the same command goes on from the
 
 import dataclasses
 import hashlib
-import itertools
-import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,19 +26,27 @@ from recipe_ray.distributed.stages import (
 )
 from recipe_ray.errors import FactError, OutputError
 from recipe_ray.model.editor import read_identity
-from recipe_ray.store.delta import CommitConflictError, open_delta
+from recipe_ray.store.delta import CommitConflictError, log_versions, open_delta, retrying
 from recipe_ray.store.dumps.rows import DumpOptions, form_of, split_files
 from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.pointer import follow
 from recipe_ray.store.probe import check_conditional_writes
 from recipe_ray.store.quarantine import quarantine, quarantine_uri
+from recipe_ray.store.reading.commits import commit_of
 from recipe_ray.store.resolve import IngestCounts
-from recipe_ray.store.staging import Buckets, RowGroup, StagedSplit, Staging, bad_lines, row_groups_by_bucket
+from recipe_ray.store.staging import (
+    Buckets,
+    RowGroup,
+    StagedSplit,
+    Staging,
+    bad_lines,
+    remove_staging,
+    row_groups_by_bucket,
+)
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
 
-MAX_COMMIT_ATTEMPTS = 20
 MAX_COMPARED = 5_000_000  # facts whose prompts are compared with the table's, in the memory of one task
 
 
@@ -100,9 +106,6 @@ def ingest(config: IngestConfig) -> IngestReport:
     encoders = fit_encoders(config)
     files = list_files(config.source)
     dump_hash = _dump_hash(files, hash_dump(files), config.options())
-    if table is not None and table.has_dump(dump_hash) and not config.again:
-        done = _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0)
-        return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
     job = _Job(
         config=config,
         files=files,
@@ -112,15 +115,12 @@ def ingest(config: IngestConfig) -> IngestReport:
         num_shards=config.num_shards if table is None else table.num_shards,
         now=now,
     )
-    try:
-        return _report(job.run(), dump_hash, seconds=time.monotonic() - started)
-    except OutputError:
-        # Another ingest of the same dump shares the staging, and takes it away once it has committed.
-        table = FactTable.open(config.table) if open_delta(config.table) else None
-        if table is None or config.again or not table.has_dump(dump_hash):
-            raise
-        done = _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0)
-        return _report(done, dump_hash, seconds=time.monotonic() - started, repeated=True)
+    if table is None or config.again or not table.has_dump(dump_hash):
+        done = job.run()
+    else:
+        done = _ingested_before(table, dump_hash)
+        remove_staging(config.table, job.staging_key())  # of an ingest that was killed behind its commit
+    return _report(done, dump_hash, seconds=time.monotonic() - started)
 
 
 def _dump_hash(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> str:
@@ -138,14 +138,26 @@ class _Done:
     files: Sequence[DataFile]
     num_encoded: int
     contradictions: int | None = 0
+    repeated: bool = False
 
 
-def _report(done: _Done, dump_hash: str, *, seconds: float, repeated: bool = False) -> IngestReport:
+def _ingested_before(table: FactTable, dump_hash: str) -> _Done:
+    """What an earlier ingest of the dump counted, where the log still tells; it may have been killed before it said so."""
+    for version in reversed(log_versions(table.uri)):
+        commit = commit_of(table.uri, version)
+        if commit.dump_hash == dump_hash:
+            names = {field.name for field in dataclasses.fields(IngestCounts)} & commit.counts.keys()
+            counts = IngestCounts(**{name: commit.counts[name] for name in names})
+            return _Done(table=table, counts=counts, files=[], num_encoded=0, repeated=True)
+    return _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0, repeated=True)
+
+
+def _report(done: _Done, dump_hash: str, *, seconds: float) -> IngestReport:
     return IngestReport(
         table=done.table.uri,
         version=done.table.version,
         dump_hash=dump_hash,
-        repeated=repeated,
+        repeated=done.repeated,
         counts=done.counts,
         num_written=sum(file.num_rows for file in done.files),
         num_encoded=done.num_encoded,
@@ -170,6 +182,16 @@ class _Job:
     now: datetime
 
     def run(self) -> _Done:
+        """Ingest, or find that another ingest of the same dump, which shares the staging, has done it meanwhile."""
+        try:
+            return self._run()
+        except OutputError:  # the other one takes the staging away once it has committed
+            table = FactTable.open(self.config.table) if open_delta(self.config.table) else None
+            if table is None or self.config.again or not table.has_dump(self.dump_hash):
+                raise
+            return _ingested_before(table, self.dump_hash)
+
+    def _run(self) -> _Done:
         staging = self._staging()
         splits = self._stage(staging)
         self._check(staging, splits)
@@ -178,20 +200,25 @@ class _Job:
         )
         if table.num_shards != self.num_shards:
             raise CommitConflictError(f"{table.uri}: was made meanwhile with other shards; run ingest again")
-        done = self._write_and_commit(table, staging, splits)
+        done = self._write_and_commit(staging, splits)
         staging.remove()
-        return done
+        if sum(file.num_rows for file in done.files) > MAX_COMPARED:
+            return dataclasses.replace(done, contradictions=None)
+        return dataclasses.replace(done, contradictions=count_contradictions(done.table, done.files))
+
+    @property
+    def dump_time(self) -> datetime:
+        """When the dump was written; not in the future, where another machine's clock is ahead."""
+        return min(self.now, max(file.modified_at for file in self.files))
+
+    def staging_key(self) -> str:
+        """What the staging is known by: the dump, and what its rows and units depend on."""
+        key = f"{self.dump_hash} {self.dump_time.isoformat()} {self.identity.fingerprint} {self.num_shards}"
+        return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
 
     def _staging(self) -> Staging:
-        dump_time = min(self.now, max(file.modified_at for file in self.files))  # a clock may be ahead of ours
-        key = f"{self.dump_hash} {dump_time.isoformat()} {self.identity.fingerprint} {self.num_shards}"
-        return Staging.begin(
-            self.config.table,
-            hashlib.blake2b(key.encode(), digest_size=16).hexdigest(),
-            Buckets.for_dump(self.files, num_shards=self.num_shards),
-            dump_time=dump_time,
-            now=self.now,
-        )
+        buckets = Buckets.for_dump(self.files, num_shards=self.num_shards)
+        return Staging.begin(self.config.table, self.staging_key(), buckets, dump_time=self.dump_time, now=self.now)
 
     def _stage(self, staging: Staging) -> list[StagedSplit]:
         options = self.config.options()
@@ -222,39 +249,28 @@ class _Job:
             rows = bad_lines(staging, splits, uris)
             quarantine(self.config.table, rows, dump_hash=self.dump_hash, ingested_at=staging.ingested_at)
 
-    def _write_and_commit(self, table: FactTable, staging: Staging, splits: Sequence[StagedSplit]) -> _Done:
+    def _write_and_commit(self, staging: Staging, splits: Sequence[StagedSplit]) -> _Done:
         """Write what the table lacks. Where another writer commits first, decide again against what it left."""
         groups = row_groups_by_bucket(splits)
         num_bad = sum(split.num_bad for split in splits)
         resolved: dict[int, ResolvedBucket] = {}
-        stale = list(groups)
-        for attempt in itertools.count(1):
-            resolved |= resolve_buckets({bucket: groups[bucket] for bucket in stale}, staging, table, now=self.now)
+        looked_at: list[FactTable] = []
+
+        def attempt() -> _Done:
+            table = FactTable.open(self.config.table)
+            stale = [bucket for bucket in groups if _has_moved(looked_at, table, staging.buckets.shard(bucket))]
+            resolved.update(resolve_buckets({bucket: groups[bucket] for bucket in stale}, staging, table, now=self.now))
+            looked_at.append(table)
             units = [unit for bucket in resolved.values() for unit in bucket.units]
             counts = sum(
                 (bucket.counts for bucket in resolved.values()), IngestCounts(read=num_bad, quarantined=num_bad)
             )
-            if not units:
-                break
             files = self._files(table, staging, groups, units)
-            try:
+            if files:
                 table.commit(files, dump_hash=self.dump_hash, counts=asdict(counts))
-                break
-            except CommitConflictError:
-                if attempt == MAX_COMMIT_ATTEMPTS:
-                    raise
-            time.sleep(random.uniform(0, min(5.0, 0.1 * 2**attempt)))  # so that many writers do not keep step
-            before, table = table, FactTable.open(self.config.table)
-            stale = [bucket for bucket in groups if _has_moved(before, table, staging.buckets.shard(bucket))]
-        written = files if units else []
-        is_comparable = sum(file.num_rows for file in written) <= MAX_COMPARED
-        return _Done(
-            table=table,
-            counts=counts,
-            files=written,
-            num_encoded=sum(unit.num_encoded for unit in units),
-            contradictions=count_contradictions(table, written) if is_comparable else None,
-        )
+            return _Done(table=table, counts=counts, files=files, num_encoded=sum(unit.num_encoded for unit in units))
+
+        return retrying(attempt)
 
     def _files(
         self, table: FactTable, staging: Staging, groups: Mapping[int, Sequence[RowGroup]], units: Sequence[Unit]
@@ -269,10 +285,10 @@ class _Job:
         return [file for unit in units for file in files[unit.digest]]
 
 
-def _has_moved(before: FactTable, after: FactTable, shard: int) -> bool:
-    """Whether a shard holds other files than it did."""
+def _has_moved(before: Sequence[FactTable], after: FactTable, shard: int) -> bool:
+    """Whether a shard holds other files than it did when the table was last looked at, if it was."""
 
     def files(table: FactTable) -> list[Partition]:
         return [partition for partition in table.partitions() if partition.shard == shard]
 
-    return files(before) != files(after)
+    return not before or files(before[-1]) != files(after)

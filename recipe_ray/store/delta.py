@@ -1,10 +1,10 @@
 """The Delta log, as the tables here use it: opened or not there, created once, changed only from a known version."""
 
 import json
-import random
+import re
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 from deltalake.transaction import AddAction, RemoveAction
+from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from recipe_ray.errors import OutputError, TableError
 from recipe_ray.store.files import absolute, delta_options, join, list_below, read_text
@@ -19,6 +20,7 @@ from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.stored import list_stored, relative, remove_files
 
 MAX_COMMIT_ATTEMPTS = 20
+_MARK = "recipe_commit"
 Result = TypeVar("Result")
 
 
@@ -34,7 +36,7 @@ def open_delta(uri: str, version: int | None = None) -> DeltaTable | None:
     """
     place = absolute(uri)
     try:
-        return DeltaTable(place, version=version, storage_options=delta_options(place))
+        return _patiently(lambda: DeltaTable(place, version=version, storage_options=delta_options(place)))
     except TableNotFoundError:
         if version is not None and open_delta(uri) is not None:
             raise TableError(
@@ -56,14 +58,16 @@ def create_delta(uri: str, schema: pa.Schema, partition_by: list[str], configura
     """
     place = absolute(uri)
     try:
-        DeltaTable.create(
-            place,
-            schema,
-            mode="ignore",
-            partition_by=partition_by,
-            configuration=dict(configuration),
-            storage_options=delta_options(place),
-            raise_if_key_not_exists=False,
+        _patiently(
+            lambda: DeltaTable.create(
+                place,
+                schema,
+                mode="ignore",
+                partition_by=partition_by,
+                configuration=dict(configuration),
+                storage_options=delta_options(place),
+                raise_if_key_not_exists=False,
+            )
         )
     except (DeltaError, OSError, ValueError) as error:
         raise OutputError(
@@ -86,12 +90,8 @@ def append_files(
         CommitConflictError: that version exists already.
         TableError: the log cannot be written.
     """
-    commit_properties = CommitProperties(
-        custom_metadata=dict(metadata),
-        max_commit_retries=0,  # a retry would append to a version that nobody has looked at
-        app_transactions=[Transaction(dump_hash, 1)],
-    )
-    _commit(delta, [_add_action(file) for file in files], "append", schema, partition_by, commit_properties)
+    actions = [_add_action(file) for file in files]
+    _commit(delta, actions, "append", schema, partition_by, metadata, transactions=[Transaction(dump_hash, 1)])
 
 
 def replace_files(
@@ -134,7 +134,7 @@ def replace_files(
         "append",
         schema,
         partition_by,
-        CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
+        metadata,
     )
 
 
@@ -152,9 +152,8 @@ def replace_all(
         CommitConflictError: that version exists already.
         TableError: the log cannot be written.
     """
-    properties = CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0)
     # Only an overwrite brings a schema along.
-    _commit(delta, [_add_action(file) for file in files], "overwrite", schema, partition_by, properties)
+    _commit(delta, [_add_action(file) for file in files], "overwrite", schema, partition_by, metadata)
 
 
 def set_properties(delta: DeltaTable, properties: Mapping[str, str], *, metadata: Mapping[str, Any]) -> None:
@@ -164,16 +163,13 @@ def set_properties(delta: DeltaTable, properties: Mapping[str, str], *, metadata
         CommitConflictError: that version exists already.
         TableError: the log cannot be written.
     """
-    try:
+
+    def commit(commit_properties: CommitProperties) -> None:
         delta.alter.set_table_properties(
-            dict(properties),
-            raise_if_not_exists=False,
-            commit_properties=CommitProperties(custom_metadata=dict(metadata), max_commit_retries=0),
+            dict(properties), raise_if_not_exists=False, commit_properties=commit_properties
         )
-    except CommitFailedError as error:
-        raise _conflict(delta) from error
-    except (DeltaError, OSError) as error:
-        raise TableError(f"{delta.table_uri}: the commit failed ({_first_line(error)}); run it again") from error
+
+    _commit_once(delta, commit, metadata)
 
 
 def files_of(delta: DeltaTable) -> list[DataFile]:
@@ -196,14 +192,13 @@ def retrying(attempt: Callable[[], Result]) -> Result:
     Raises:
         CommitConflictError: other writers never pause.
     """
-    for number in count(1):
-        try:
-            return attempt()
-        except CommitConflictError:
-            if number == MAX_COMMIT_ATTEMPTS:
-                raise
-        time.sleep(random.uniform(0, min(5.0, 0.1 * 2**number)))  # so that two writers do not keep step
-    raise AssertionError
+    retries = Retrying(
+        retry=retry_if_exception_type(CommitConflictError),
+        stop=stop_after_attempt(MAX_COMMIT_ATTEMPTS),
+        wait=wait_random_exponential(multiplier=0.1, max=5),  # so that two writers do not keep step
+        reraise=True,
+    )
+    return retries(attempt)
 
 
 def log_versions(uri: str) -> list[int]:
@@ -266,14 +261,67 @@ def _commit(
     mode: str,
     schema: pa.Schema,
     partition_by: list[str],
-    properties: CommitProperties,
+    metadata: Mapping[str, Any],
+    *,
+    transactions: Sequence[Transaction] = (),
 ) -> None:
-    try:
+    def commit(properties: CommitProperties) -> None:
         delta.create_write_transaction(actions, mode, schema, partition_by=partition_by, commit_properties=properties)
-    except CommitFailedError as error:
-        raise _conflict(delta) from error
+
+    _commit_once(delta, commit, metadata, transactions=transactions)
+
+
+def _commit_once(
+    delta: DeltaTable,
+    commit: Callable[[CommitProperties], None],
+    metadata: Mapping[str, Any],
+    *,
+    transactions: Sequence[Transaction] = (),
+) -> None:
+    """Commit the version after the one that `delta` is at, or find out that nobody did.
+
+    Storage may fail behind a commit that it took, or answer a request that it got twice with a refusal; so each commit
+    carries a mark of its own, by which it is known again.
+    """
+    mark = uuid.uuid4().hex
+    properties = CommitProperties(
+        custom_metadata={**metadata, _MARK: mark},
+        max_commit_retries=0,  # a retry would append to a version that nobody has looked at
+        app_transactions=list(transactions),
+    )
+    next_version = delta.version() + 1
+    try:
+        commit(properties)
     except (DeltaError, OSError) as error:
+        if _has_mark(delta.table_uri, next_version, mark):
+            return
+        if isinstance(error, CommitFailedError):
+            raise _conflict(delta) from error
         raise TableError(f"{delta.table_uri}: the commit failed ({_first_line(error)}); run it again") from error
+
+
+def _has_mark(uri: str, version: int, mark: str) -> bool:
+    if version not in log_versions(uri):
+        return False
+    return any(action.get("commitInfo", {}).get(_MARK) == mark for action in read_commit(uri, version))
+
+
+def _patiently(action: Callable[[], Result]) -> Result:
+    """Do what reads the log, or writes what may be written twice; again where storage fails in passing.
+
+    delta-rs tries requests again itself, but not where the body of an answer is cut short.
+    """
+    retries = Retrying(
+        retry=retry_if_exception(lambda error: isinstance(error, (DeltaError, OSError)) and _passes(error)),
+        stop=stop_after_attempt(5),
+        wait=wait_random_exponential(multiplier=0.2, max=5),
+        reraise=True,
+    )
+    return retries(action)
+
+
+def _passes(error: BaseException) -> bool:
+    return bool(re.search(r"Generic (S3|HTTP)|Kernel error|timed? ?out|connection|error sending", str(error), re.I))
 
 
 def _conflict(delta: DeltaTable) -> CommitConflictError:

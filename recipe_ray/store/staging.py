@@ -184,8 +184,17 @@ class Staging:
 
     def remove(self) -> None:
         """Remove all of it, and the folders that it leaves empty."""
-        remove_tree(self.uri)
-        remove_empty(self.uri.rpartition("/")[0], depth=2)
+        _remove(self.uri)
+
+
+def remove_staging(table_uri: str, key: str) -> None:
+    """Remove a staging by its key; nothing happens where there is none."""
+    _remove(join(staging_uri(table_uri), key))
+
+
+def _remove(uri: str) -> None:
+    remove_tree(uri)
+    remove_empty(uri.rpartition("/")[0], depth=2)
 
 
 def staging_uri(table_uri: str) -> str:

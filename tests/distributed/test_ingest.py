@@ -121,6 +121,7 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
 
     again = ingest(config(f"{tmp_path}/dump/*"))
     assert (again.repeated, again.version, again.num_written, again.size_bytes) == (True, 1, 0, 0)
+    assert (again.counts, again.quarantine) == (report.counts, report.quarantine)
     once_more = ingest(config(f"{tmp_path}/dump/*", again=True))
     # The fact said twice with different targets of one time is in the table in both forms.
     assert once_more.counts == counts(read=34, unchanged=32, quarantined=2)

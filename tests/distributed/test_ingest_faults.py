@@ -157,26 +157,28 @@ def test_fifty_kills_lose_and_double_nothing(tmp_path, editor_dir, number):
 
 def on_faulty_s3(tmp_path, editor_dir, s3, expected):
     environment = s3_environment(s3.endpoint) | {"RECIPE_RAY_CACHE": str(tmp_path / "cache")}
-    boto3.client("s3", endpoint_url=s3.endpoint, **KEYS).create_bucket(Bucket="facts")
+    client = boto3.client("s3", endpoint_url=s3.endpoint, **KEYS)
+    client.create_bucket(Bucket="facts")
+    place = f"s3://facts/{tmp_path.name}"  # servers of one process share what they hold
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment.items():
             patch.setenv(name, value)
         dump = write_dump(tmp_path / "dump.jsonl", expected)
-        publish(editor_dir, "s3://facts/editor")
-        boto3.client("s3", endpoint_url=s3.endpoint, **KEYS).upload_file(str(dump), "facts", "dump/a.jsonl")
+        publish(editor_dir, f"{place}/editor")
+        client.upload_file(str(dump), "facts", f"{tmp_path.name}/dump/a.jsonl")
         s3.failing.set()
         log = tmp_path / "job.log"
         # A cluster of its own: the workers of the session's were started without these variables.
-        job = Ingest("s3://facts/dump", "s3://facts/table", "s3://facts/editor", log, environment)
+        job = Ingest(f"{place}/dump", f"{place}/table", f"{place}/editor", log, environment)
         del job.environment["RAY_ADDRESS"]
         code, said = job.start().finish()
         s3.failing.clear()
         assert code == 0, said
         assert s3.num_failed > 20
-        check_table("s3://facts/table", expected, num_events=len(expected))
+        check_table(f"{place}/table", expected, num_events=len(expected))
 
 
-def test_s3_that_fails_every_third_request_loses_nothing(tmp_path, editor_dir):
+def test_s3_that_fails_a_third_of_requests_loses_nothing(tmp_path, editor_dir):
     with FaultyS3(FAULTS, delay_s=0.5).running() as s3:
         on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
 

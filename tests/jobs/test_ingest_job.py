@@ -56,6 +56,7 @@ def test_the_report_says_where_what_and_how_fast():
 def test_a_dump_that_was_ingested_before_is_said():
     said = describe(dataclasses.replace(REPORT, repeated=True)).splitlines()
     assert said[1].startswith("dump beef was ingested before, and nothing was done (2.0 s); --again ingests it")
+    assert said[2].startswith("then: read 10 rows: 2 new, 1 changed")
 
 
 @pytest.mark.parametrize(("allowed", "too_many"), [(0, True), (2, True), (3, False), (0.25, True), (0.3, False)])
