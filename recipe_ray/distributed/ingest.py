@@ -142,7 +142,7 @@ class _Done:
 
 
 def _ingested_before(table: FactTable, dump_hash: str) -> _Done:
-    """What an earlier ingest of the dump counted, where the log still tells; it may have been killed before it said so."""
+    """What an earlier ingest of the dump counted, where the log still tells; it may have been killed before it said."""
     for version in reversed(log_versions(table.uri)):
         commit = commit_of(table.uri, version)
         if commit.dump_hash == dump_hash:
