@@ -313,8 +313,8 @@ def _patiently(action: Callable[[], Result]) -> Result:
     """
     retries = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, (DeltaError, OSError)) and _passes(error)),
-        stop=stop_after_attempt(5),
-        wait=wait_random_exponential(multiplier=0.2, max=5),
+        stop=stop_after_attempt(12),  # a table is opened by several requests, each of which may fail
+        wait=wait_random_exponential(multiplier=0.1, max=5),
         reraise=True,
     )
     return retries(action)
