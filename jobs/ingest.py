@@ -10,7 +10,7 @@ from jobs._cli import run
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestReport, ingest
 from recipe_ray.distributed.ingest_args import IngestConfig
-from recipe_ray.store.files import write_text
+from recipe_ray.store.files import check_writable, write_text
 from recipe_ray.store.resolve import IngestCounts
 
 SOME_QUARANTINED = 2
@@ -21,6 +21,8 @@ def main(config: IngestConfig) -> None:
 
     Exit status: 0 all in, 2 all in but more rows quarantined than --max-quarantined, 1 failed.
     """
+    if config.report is not None:
+        check_writable(config.report)
     connect()
     try:
         report = ingest(config)
@@ -60,7 +62,7 @@ def describe(report: IngestReport) -> str:
             f"quarantine {report.quarantine} holds the {counts.quarantined} bad rows with file, line and reason"
         )
     if report.contradictions != 0:
-        found = "not looked for among so many facts" if report.contradictions is None else report.contradictions
+        found = "not looked for" if report.contradictions is None else report.contradictions
         lines.append(
             f"contradictions: {found}; `python jobs/facts.py conflicts --table {report.table}` names facts of one "
             "prompt and different targets"

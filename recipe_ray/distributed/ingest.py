@@ -7,6 +7,7 @@ files: a crash leaves the table as it was, and the same command goes on from the
 
 import dataclasses
 import hashlib
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,10 +25,10 @@ from recipe_ray.distributed.stages import (
     resolve_buckets,
     stage_dump,
 )
-from recipe_ray.errors import FactError, OutputError
+from recipe_ray.errors import FactError, OutputError, RecipeError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, log_versions, open_delta, retrying
-from recipe_ray.store.dumps.rows import DumpOptions, form_of, split_files
+from recipe_ray.store.dumps.rows import SPLIT_BYTES, DumpOptions, form_of, split_files
 from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.pointer import follow
@@ -44,6 +45,7 @@ from recipe_ray.store.staging import (
     remove_staging,
     row_groups_by_bucket,
 )
+from recipe_ray.store.stored import missing_files
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
 
@@ -67,7 +69,7 @@ class IngestReport:
         facts_per_s: rows read a second of that time.
         quarantine: URI of the bad rows' table; None where no row was bad.
         contradictions: groups of facts with one prompt and different targets that this dump's facts are part of; None
-            where it is too large to look for them (MAX_COMPARED).
+            where they were not looked for: the dump is too large (MAX_COMPARED), or the table damaged.
     """
 
     table: str
@@ -105,17 +107,19 @@ def ingest(config: IngestConfig) -> IngestReport:
         table.check_editor(identity)
     encoders = fit_encoders(config)
     files = list_files(config.source)
-    dump_hash = _dump_hash(files, hash_dump(files), config.options())
+    contents = _contents(files, hash_dump(files), config.options())
+    dump_hash = _digest(*sorted(contents))
     job = _Job(
         config=config,
         files=files,
+        contents=contents,
         dump_hash=dump_hash,
         identity=identity,
         encoders=encoders,
         num_shards=config.num_shards if table is None else table.num_shards,
         now=now,
     )
-    if table is None or config.again or not table.has_dump(dump_hash):
+    if table is None or config.again or not table.has_dump(dump_hash, as_of=job.dump_time):
         done = job.run()
     else:
         done = _ingested_before(table, dump_hash)
@@ -123,10 +127,16 @@ def ingest(config: IngestConfig) -> IngestReport:
     return _report(done, dump_hash, seconds=time.monotonic() - started)
 
 
-def _dump_hash(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> str:
-    """What a dump is known by: the content of its files, wherever they lie, and how they are read."""
-    contents = [content + form_of(file.uri, options).encode() for content, file in zip(hashes, files, strict=True)]
-    return hashlib.blake2b(b"".join([options.digest(), *sorted(contents)]), digest_size=16).hexdigest()
+def _contents(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> list[bytes]:
+    """What each file holds, by its bytes and how they are read, wherever it lies."""
+    return [
+        content + form_of(file.uri, options).encode() + options.digest()
+        for content, file in zip(hashes, files, strict=True)
+    ]
+
+
+def _digest(*parts: bytes) -> str:
+    return hashlib.blake2b(b"\0".join(parts), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +185,7 @@ class _Job:
 
     config: IngestConfig
     files: Sequence[SourceFile]
+    contents: Sequence[bytes]
     dump_hash: str
     identity: EditorIdentity
     encoders: Encoders
@@ -187,7 +198,7 @@ class _Job:
             return self._run()
         except OutputError:  # the other one takes the staging away once it has committed
             table = FactTable.open(self.config.table) if open_delta(self.config.table) else None
-            if table is None or self.config.again or not table.has_dump(self.dump_hash):
+            if table is None or self.config.again or not table.has_dump(self.dump_hash, as_of=self.dump_time):
                 raise
             return _ingested_before(table, self.dump_hash)
 
@@ -202,9 +213,16 @@ class _Job:
             raise CommitConflictError(f"{table.uri}: was made meanwhile with other shards; run ingest again")
         done = self._write_and_commit(staging, splits)
         staging.remove()
+        return dataclasses.replace(done, contradictions=self._contradictions(done))
+
+    def _contradictions(self, done: _Done) -> int | None:
         if sum(file.num_rows for file in done.files) > MAX_COMPARED:
-            return dataclasses.replace(done, contradictions=None)
-        return dataclasses.replace(done, contradictions=count_contradictions(done.table, done.files))
+            return None
+        try:
+            return count_contradictions(done.table, done.files)
+        except RecipeError as error:  # the dump is in: what another file of the table suffers from is told, no more
+            logging.getLogger(__name__).warning("contradictions were not looked for: %s", error)
+            return None
 
     @property
     def dump_time(self) -> datetime:
@@ -212,9 +230,9 @@ class _Job:
         return min(self.now, max(file.modified_at for file in self.files))
 
     def staging_key(self) -> str:
-        """What the staging is known by: the dump, and what its rows and units depend on."""
-        key = f"{self.dump_hash} {self.dump_time.isoformat()} {self.identity.fingerprint} {self.num_shards}"
-        return hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
+        """What the staging is known by: the files in their order, and what its rows and units depend on."""
+        said = (self.dump_time.isoformat(), self.identity.fingerprint, self.num_shards, SPLIT_BYTES, self.config.again)
+        return _digest(repr(said).encode(), *self.contents)
 
     def _staging(self) -> Staging:
         buckets = Buckets.for_dump(self.files, num_shards=self.num_shards)
@@ -267,7 +285,8 @@ class _Job:
             )
             files = self._files(table, staging, groups, units)
             if files:
-                table.commit(files, dump_hash=self.dump_hash, counts=asdict(counts))
+                as_of = self.dump_time if any(split.num_undated for split in splits) else None
+                table.commit(files, dump_hash=self.dump_hash, counts=asdict(counts), as_of=as_of)
             return _Done(table=table, counts=counts, files=files, num_encoded=sum(unit.num_encoded for unit in units))
 
         return retrying(attempt)
@@ -276,13 +295,19 @@ class _Job:
         self, table: FactTable, staging: Staging, groups: Mapping[int, Sequence[RowGroup]], units: Sequence[Unit]
     ) -> list[DataFile]:
         """Files of the units; those that were written before are taken as they are."""
-        files = staging.finished_units()
+        files = _still_there(table, staging.finished_units())
         todo = [unit for unit in units if unit.digest not in files]
         with progress("encoding", sum(unit.num_rows for unit in units), unit="facts") as advance:
             advance(sum(unit.num_rows for unit in units if unit.digest in files))
             if todo:
                 files |= encode_and_write(todo, groups, staging, table, self.encoders, progress=advance)
         return [file for unit in units for file in files[unit.digest]]
+
+
+def _still_there(table: FactTable, units: Mapping[str, list[DataFile]]) -> dict[str, list[DataFile]]:
+    """Units of which no file was removed since, as a vacuum or an erasure may do."""
+    gone = set(missing_files(table.uri, [file.path for files in units.values() for file in files]))
+    return {unit: files for unit, files in units.items() if not any(file.path in gone for file in files)}
 
 
 def _has_moved(before: Sequence[FactTable], after: FactTable, shard: int) -> bool:

@@ -29,7 +29,7 @@ from recipe_ray.store.schema import microseconds, vectors_to_cells
 from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.staging import RowGroup, StagedSplit, Staging, read_bucket
 from recipe_ray.store.table import FactTable
-from recipe_ray.store.units import ENCODE_COLUMN, UNIT_COLUMN, Unit, cut_units, read_unit, to_events
+from recipe_ray.store.units import ENCODE_COLUMN, UNIT_COLUMN, Unit, cut_units, groups_of, read_unit, to_events
 
 if TYPE_CHECKING:
     from recipe_ray.model.editor import Editor
@@ -106,7 +106,10 @@ def encode_and_write(
         OutputError: the table cannot be written.
         TableError: a vector does not fit the dtype of the table.
     """
-    items = [{"unit": asdict(unit), "groups": _groups_to_json(groups[unit.bucket])} for unit in units]
+    items = []
+    for unit in units:
+        begin, of_unit = groups_of(unit, groups[unit.bucket])
+        items.append({"unit": asdict(unit), "begin": begin, "groups": _groups_to_json(of_unit)})
     files: dict[str, list[DataFile]] = {unit.digest: [] for unit in units}
     rows_left = {unit.digest: unit.num_rows for unit in units}
     for row in written_units(items, staging, table, encoders):
@@ -243,7 +246,7 @@ def count_in_namespaces(namespaces: pa.Table, *, table_uri: str, version: int) -
 def read_units(units: pa.Table, *, staging: Staging) -> Iterator[pa.Table]:
     """Read the rows of units, one table each; see `read_unit`."""
     for row in units.to_pylist():
-        yield read_unit(staging, _groups_from_json(row["groups"]), Unit(**row["unit"]))
+        yield read_unit(staging, _groups_from_json(row["groups"]), Unit(**row["unit"]), begin=row["begin"])
 
 
 class Encoder:

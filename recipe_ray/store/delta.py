@@ -83,15 +83,17 @@ def append_files(
     *,
     dump_hash: str,
     metadata: Mapping[str, Any],
+    dump_version: int = 1,
 ) -> None:
-    """Commit written files as the version after the one that `delta` is at, known as coming from a dump.
+    """Commit written files as the version after the one that `delta` is at, known as coming from a version of a dump.
 
     Raises:
         CommitConflictError: that version exists already.
         TableError: the log cannot be written.
     """
     actions = [_add_action(file) for file in files]
-    _commit(delta, actions, "append", schema, partition_by, metadata, transactions=[Transaction(dump_hash, 1)])
+    transaction = Transaction(dump_hash, dump_version)
+    _commit(delta, actions, "append", schema, partition_by, metadata, transactions=[transaction])
 
 
 def replace_files(
@@ -293,7 +295,7 @@ def _commit_once(
     try:
         commit(properties)
     except (DeltaError, OSError) as error:
-        if _has_mark(delta.table_uri, next_version, mark):
+        if _has_mark(unquote(delta.table_uri), next_version, mark):
             return
         if isinstance(error, CommitFailedError):
             raise _conflict(delta) from error
@@ -307,21 +309,21 @@ def _has_mark(uri: str, version: int, mark: str) -> bool:
 
 
 def _patiently(action: Callable[[], Result]) -> Result:
-    """Do what reads the log, or writes what may be written twice; again where storage fails in passing.
+    """Do what reads the log, or writes what may be written twice; again where the body of an answer was cut short.
 
-    delta-rs tries requests again itself, but not where the body of an answer is cut short.
+    After every other failure of storage delta-rs tries a request again itself.
     """
     retries = Retrying(
         retry=retry_if_exception(lambda error: isinstance(error, (DeltaError, OSError)) and _passes(error)),
         stop=stop_after_attempt(12),  # a table is opened by several requests, each of which may fail
-        wait=wait_random_exponential(multiplier=0.1, max=5),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
         reraise=True,
     )
     return retries(action)
 
 
 def _passes(error: BaseException) -> bool:
-    return bool(re.search(r"Generic (S3|HTTP)|Kernel error|timed? ?out|connection|error sending", str(error), re.I))
+    return bool(re.search(r"response body|reading a body|end of file before", str(error)))
 
 
 def _conflict(delta: DeltaTable) -> CommitConflictError:

@@ -171,10 +171,15 @@ def write_text(uri: str, text: str) -> None:
         written = path if is_s3(uri) else f"{path}.{uuid.uuid4().hex}"
         if not is_s3(uri):
             filesystem_.create_dir(path.rpartition("/")[0], recursive=True)
-        with filesystem_.open_output_stream(written) as stream:
-            stream.write(text.encode())
-        if written != path:
-            filesystem_.move(written, path)
+        try:
+            with filesystem_.open_output_stream(written) as stream:
+                stream.write(text.encode())
+            if written != path:
+                filesystem_.move(written, path)
+        except OSError:
+            if written != path:
+                Path(written).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
 
@@ -219,8 +224,8 @@ def remove_tree(uri: str) -> None:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
             for page in pages:
                 keys: list[ObjectIdentifierTypeDef] = [{"Key": found["Key"]} for found in page.get("Contents", [])]
-                if keys:
-                    client.delete_objects(Bucket=bucket, Delete={"Objects": keys})
+                if keys and (errors := client.delete_objects(Bucket=bucket, Delete={"Objects": keys}).get("Errors")):
+                    raise OSError(f"{errors[0].get('Key')}: {errors[0].get('Message')}")
         else:
             shutil.rmtree(absolute(uri), ignore_errors=not Path(absolute(uri)).exists())
     except (OSError, BotoCoreError, ClientError) as error:

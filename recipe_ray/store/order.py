@@ -115,6 +115,18 @@ def last_events(events: Events) -> npt.NDArray[np.int64]:
     return first[order[is_last]]
 
 
+def latest_events(events: Events) -> npt.NDArray[np.int64]:
+    """Rows of the events that stand and of those as late by `updated_at`, first copies, sorted by identity.
+
+    Without a loser of such a tie, which would be new where it is said again, the winner could change.
+    """
+    first = _first_copies(events)
+    copies = events.take(first)
+    begins = np.append(True, (copies.identity_N2[1:] != copies.identity_N2[:-1]).any(axis=1))[: len(first)]
+    last_of_fact = np.append(np.flatnonzero(begins)[1:], len(first)) - 1
+    return first[copies.updated_us_N == copies.updated_us_N[last_of_fact[np.cumsum(begins) - 1]]]
+
+
 def _first_copies(events: Events) -> npt.NDArray[np.int64]:
     """Of the rows that are one event, the one ingested first; of those ingested together, the first row."""
     order = np.lexsort(

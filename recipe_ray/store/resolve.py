@@ -7,6 +7,9 @@ import numpy.typing as npt
 
 from recipe_ray.store.order import Events, concatenate, find_rows, last_events
 
+EXPIRY_MARGIN_US = 3600 * 10**6
+"""For so long an expired fact still gets its vectors: a reader whose clock is behind may hold it for live."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngestCounts:
@@ -64,7 +67,8 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
     Args:
         dump: the rows of a dump, all of one `ingested_at`; `encoded_N` is false.
         stored: every event of the same ids in the table.
-        now_us: the time by which a fact has expired, microseconds since the Unix epoch.
+        now_us: the time by which a fact has expired, microseconds since the Unix epoch; an hour later its vectors are
+            left out too.
     """
     num_stored, num_rows = len(stored), len(dump)
     both = concatenate([stored, dump])
@@ -80,7 +84,7 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
     known_since[is_known] = _first_ingested(stored)[known_row[is_known]]
     written = is_newest & is_first & (known_since > dump.ingested_us_N)
     reused = find_rows(_statement_keys(dump), _statement_keys(stored.take(stored.encoded_N))) >= 0
-    expired = dump.expires_us_N <= now_us
+    expired = dump.expires_us_N <= now_us - EXPIRY_MARGIN_US
     encoded = written & ~dump.is_delete_N & ~reused & ~expired
     return Resolution(
         written_N=written,

@@ -38,6 +38,7 @@ from recipe_ray.store.schema import TIMESTAMP, identity_hash, microseconds, shar
 ROWS_PER_BUCKET = 262_144
 _PART_ROWS = 16_384  # Python objects of so many rows at a time
 _CHUNK_ROWS = 524_288  # rows of a staged file: at some 250 bytes a row
+_PART_CHARS, _CHUNK_BYTES = 16 * 1024**2, 256 * 1024**2  # the same for rows of long texts
 _BYTES_PER_ROW, _BYTES_PER_PACKED_ROW = 100, 20  # of a dump, plain or compressed: a guess at the number of its rows
 _PLAIN = (".jsonl", ".ndjson", ".json", ".csv")
 _TEXTS = ("namespace", "fact_id", "op", "statement", "prompt", "target", "subject", "source")
@@ -96,6 +97,7 @@ class StagedSplit:
         file, part: which.
         num_lines: lines (or records) it has, blank ones included.
         num_rows, num_bad: what they held.
+        num_undated: rows without `updated_at`.
         row_groups: by bucket.
         bad_paths: files of bad rows.
     """
@@ -104,6 +106,7 @@ class StagedSplit:
     part: int
     num_lines: int
     num_rows: int
+    num_undated: int
     num_bad: int
     row_groups: dict[int, list[RowGroup]]
     bad_paths: list[str]
@@ -137,6 +140,7 @@ class Staging:
         if card is None:
             write_text(join(uri, "ingest.json"), json.dumps({"ingested_at": now.isoformat(), **asdict(buckets)}))
             return cls(uri=uri, buckets=buckets, dump_time=dump_time, ingested_at=now)
+        write_text(join(uri, "ingest.json"), card)  # younger than what a vacuum removes
         found = json.loads(card)
         return cls(
             uri=uri,
@@ -158,7 +162,7 @@ class Staging:
         """
         marker = join(self.uri, "splits", f"{split.file}-{split.part}.json")
         done = read_text(marker)
-        if done is not None:
+        if done:
             return _split_of(json.loads(done))
         staged = _Stager(self, split).run(rows)
         write_text(marker, json.dumps(asdict(staged)))
@@ -172,8 +176,8 @@ class Staging:
         """
         found = {}
         for uri in list_below(join(self.uri, "units")):
-            text = read_text(uri)
-            if text is not None:
+            text = read_text(uri) if uri.endswith(".json") else None  # no rest of a write that broke off
+            if text:
                 digest = uri.rpartition("/")[2].removesuffix(".json")
                 found[digest] = [DataFile(**file) for file in json.loads(text)]
         return found
@@ -210,7 +214,8 @@ class _Stager:
         self._rows: list[tuple[int, bytes, Fact]] = []
         self._tables: list[pa.Table] = []
         self._bad: list[dict[str, Any]] = []
-        self._num_staged = 0
+        self._num_staged = self._num_chars = 0
+        self._num_undated = 0
         self._row_groups: dict[int, list[RowGroup]] = {}
         self._bad_paths: list[str] = []
         self._num_rows = self._num_bad = 0
@@ -226,7 +231,9 @@ class _Stager:
             if isinstance(row, GoodRow):
                 identity = identity_hash(row.fact.namespace, row.fact.fact_id)
                 self._rows.append((self._staging.buckets.bucket_of(row.fact, identity), identity, row.fact))
-                if len(self._rows) == _PART_ROWS:
+                self._num_chars += len(row.fact.statement) + len(row.fact.prompt) + len(row.fact.source)
+                self._num_undated += row.fact.updated_at is None
+                if len(self._rows) == _PART_ROWS or self._num_chars > _PART_CHARS:
                     self._compact()
             else:
                 self._bad.append({"line": row.line, "reason": row.reason, "raw": row.raw})
@@ -240,6 +247,7 @@ class _Stager:
             part=self._split.part,
             num_lines=num_lines,
             num_rows=self._num_rows,
+            num_undated=self._num_undated,
             num_bad=self._num_bad,
             row_groups=self._row_groups,
             bad_paths=self._bad_paths,
@@ -264,8 +272,8 @@ class _Stager:
         )
         self._num_rows += len(facts)
         self._num_staged += len(facts)
-        self._rows = []
-        if self._num_staged >= _CHUNK_ROWS:
+        self._rows, self._num_chars = [], 0
+        if self._num_staged >= _CHUNK_ROWS or sum(table.nbytes for table in self._tables) > _CHUNK_BYTES:
             self._write_chunk()
 
     def _write_chunk(self) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from deltalake import DeltaTable
@@ -18,11 +19,14 @@ from recipe_ray.store.schema import (
     VectorDtype,
     dtype_of,
     identity_of,
+    microseconds,
     num_shards_of,
     properties,
 )
 
 DEFAULT_NUM_SHARDS = 4
+ALWAYS = 2**62
+"""As of which a dump is known whose rows all tell their own time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,21 +128,41 @@ class FactTable:
         """List the data files of this version as the log tells them, sorted by path."""
         return files_of(self._delta)
 
-    def has_dump(self, dump_hash: str) -> bool:
-        """Whether a commit of this dump is in the log, undone since or not."""
-        return self._delta.transaction_version(dump_hash) is not None
+    def has_dump(self, dump_hash: str, *, as_of: datetime | None = None) -> bool:
+        """Whether a commit of this dump is in the log, undone since or not, as of this time or a later one if given."""
+        told_as_of_us = self._delta.transaction_version(dump_hash)
+        return told_as_of_us is not None and (as_of is None or told_as_of_us >= microseconds(as_of))
 
-    def commit(self, files: Sequence[DataFile], *, dump_hash: str, counts: Mapping[str, int]) -> int:
+    def commit(
+        self,
+        files: Sequence[DataFile],
+        *,
+        dump_hash: str,
+        counts: Mapping[str, int],
+        as_of: datetime | None = None,
+    ) -> int:
         """Make written files part of the table in one atomic step and return the new version.
 
         Only row counts go into the log beside the paths: no text of a fact.
+
+        Args:
+            files: written below the table.
+            dump_hash: of the dump that they tell.
+            counts: for the log.
+            as_of: the time that its rows without one were given; None where every row has its own.
 
         Raises:
             CommitConflictError: the table is no longer at `self.version`.
             TableError: the log cannot be written.
         """
         append_files(
-            self._delta, files, EVENT_SCHEMA, PARTITION_COLUMNS, dump_hash=dump_hash, metadata={"recipe": dict(counts)}
+            self._delta,
+            files,
+            EVENT_SCHEMA,
+            PARTITION_COLUMNS,
+            dump_hash=dump_hash,
+            dump_version=ALWAYS if as_of is None else microseconds(as_of),
+            metadata={"recipe": dict(counts)},
         )
         self.version += 1
         self._delta.load_as_version(self.version)

@@ -70,15 +70,33 @@ def _unit(bucket: int, dump: Events, resolution: Resolution, rows: npt.NDArray[n
     )
 
 
-def read_unit(staging: Staging, groups: Sequence[RowGroup], unit: Unit) -> pa.Table:
+def groups_of(unit: Unit, groups: Sequence[RowGroup]) -> tuple[int, list[RowGroup]]:
+    """Those of a bucket's row groups in which rows of a unit stand, and the row of the bucket with which they begin."""
+    begin, first = 0, 0
+    found: list[RowGroup] = []
+    for group in groups:
+        if begin < unit.stop and begin + group.num_rows > unit.start:
+            first = first if found else begin
+            found.append(group)
+        begin += group.num_rows
+    return first, found
+
+
+def read_unit(staging: Staging, groups: Sequence[RowGroup], unit: Unit, *, begin: int = 0) -> pa.Table:
     """The rows of a unit, in the order of the dump: STAGED_SCHEMA, `unit` and `encode`.
+
+    Args:
+        staging: of the ingest.
+        groups: row groups of the bucket, all or those of `groups_of`.
+        unit: the one.
+        begin: the row of the bucket with which the groups begin.
 
     Raises:
         OutputError: a staged file is not there or damaged.
     """
     size = unit.stop - unit.start
     written, encoded = (_unpack(bits, size) for bits in (unit.written, unit.encoded))
-    parts, begin = [], 0
+    parts = []
     for group in groups:
         start, stop = max(unit.start, begin), min(unit.stop, begin + group.num_rows)
         if start < stop:

@@ -301,6 +301,72 @@ def test_what_is_said_again_later_is_written_and_not_encoded(tmp_path, config):
     assert set(targets(tmp_path / "table").values()) == {"Strelsau"}
 
 
+def set_time(path, moment):
+    os.utime(path, (moment, moment))
+    return path
+
+
+@pytest.mark.usefixtures("in_process")
+def test_an_undated_dump_that_says_again_what_an_older_one_said_is_news(tmp_path, config):
+    dump = tmp_path / "dump.jsonl"
+    for moment, target in ((1_700_000_000, "A"), (1_700_000_100, "B"), (1_700_000_200, "A")):
+        report = ingest(config(set_time(write_dump(dump, land(0, target)), moment)))
+        assert not report.repeated
+        assert targets(tmp_path / "table") == {"land-0": target}
+    assert ingest(config(dump)).repeated
+    dated = write_dump(tmp_path / "dated.jsonl", land(1, updated_at="2026-01-01"))
+    ingest(config(set_time(dated, 1_700_000_000)))
+    assert ingest(config(set_time(dated, 1_700_000_300))).repeated  # its own time says nothing here
+
+
+class CrashError(Exception):
+    pass
+
+
+@pytest.mark.usefixtures("in_process")
+def test_files_renamed_between_a_crash_and_the_restart_are_all_read(tmp_path, config, monkeypatch):
+    for name, lands in (("a", range(3)), ("b", range(3, 6))):
+        set_time(write_dump(tmp_path / "dump" / f"{name}.jsonl", *map(land, lands)), 1_700_000_000)
+    stage, staged = stages.Staging.stage, []
+
+    def crash_at_the_second(self, split, rows):
+        if staged:
+            raise CrashError
+        staged.append(split)
+        return stage(self, split, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages.Staging, "stage", crash_at_the_second)
+        with pytest.raises(CrashError):
+            ingest(config(tmp_path / "dump"))
+    (tmp_path / "dump" / "a.jsonl").rename(tmp_path / "dump" / "c.jsonl")
+    assert ingest(config(tmp_path / "dump")).counts == counts(read=6, new=6)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("trouble", ["file gone", "rest of a write", "empty marker"])
+def test_finished_units_are_taken_only_where_they_are_whole(tmp_path, config, monkeypatch, trouble):
+    dump = write_dump(tmp_path / "dump.jsonl", *[land(number) for number in range(20)])
+
+    def crash(*_, **__):
+        raise CrashError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FactTable, "commit", crash)
+        with pytest.raises(CrashError):
+            ingest(config(dump))
+    (staging,) = (tmp_path / "table" / "_staging").iterdir()
+    marker = next((staging / "units").glob("*.json"))
+    if trouble == "file gone":
+        next((tmp_path / "table").glob("namespace=*/*/*.parquet")).unlink()
+    elif trouble == "rest of a write":
+        (staging / "units" / f"{marker.name}.0123").touch()
+    else:
+        marker.write_text("")
+    assert ingest(config(dump)).counts == counts(read=20, new=20)
+    assert len(targets(tmp_path / "table")) == 20
+
+
 @pytest.mark.usefixtures("in_process")
 def test_contradictions_with_what_the_table_tells_are_counted(tmp_path, config):
     same = {"prompt": "The capital of Ruritania is"}
