@@ -1,6 +1,6 @@
 """Folding a table: of every fact the event that stands, with its vectors, in few files sorted by id.
 
-N events of a partition, B of a batch.
+N events of a partition, M of them kept, B of a batch.
 """
 
 import math
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recipe_ray.store.delta import retrying
-from recipe_ray.store.order import NEVER_US, Events, last_events, vector_rows
+from recipe_ray.store.order import NEVER_US, Events, find_rows, last_events, latest_events, vector_rows
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
 from recipe_ray.store.schema import FILE_SCHEMA, microseconds
 from recipe_ray.store.snapshot import read_partition_events
@@ -25,6 +25,7 @@ from recipe_ray.store.stored import Progress, missing_files, remove_files, silen
 from recipe_ray.store.table import FactTable, Partition
 
 FILE_BYTES = 128 * 1024 * 1024  # of a file written; about four times as much is held at once
+_CLOCK_MARGIN = timedelta(hours=1)  # a clock that is ahead shall not take the vectors of what is live by others
 _VECTOR_COLUMNS = ["key", "prompt_embeddings"]
 _OTHER_COLUMNS = [name for name in FILE_SCHEMA.names if name not in _VECTOR_COLUMNS]
 _PLACE = "place"
@@ -69,8 +70,9 @@ def compact(
 ) -> CompactReport:
     """Fold the events of every partition that has something to gain; one commit, and none where nothing has.
 
-    The live facts are the same before and after. Events that no longer stand go; of copies of an event the one that was
-    ingested first stays. A fact that had taken the vectors of an older event gets them into its own row. What has been
+    The live facts are the same before and after. Events that no longer stand go, but for those as late by `updated_at`
+    as the one that stands: said again, they must be known to have lost. Of copies of an event the one that was ingested
+    first stays. A fact that had taken the vectors of an older event gets them into its own row. What has been
     deleted or has expired stays as a row without vectors, since a late dump could bring the fact back otherwise.
 
     An ingest may run meanwhile: where it commits first, the partitions that it changed are folded again.
@@ -80,7 +82,7 @@ def compact(
         drop_tombstones_older_than: deletes and expired facts that were so, and known to be so, before this time before
             now go as well; no older dump may come after that.
         file_bytes: of a file, about.
-        now: the time by which facts have expired; the clock's if not given.
+        now: the clock's time if not given; what expired within the hour before keeps its vectors.
         progress: shows the steps.
 
     Raises:
@@ -91,7 +93,7 @@ def compact(
     started = time.monotonic()
     now = now or datetime.now(UTC)
     rule = _Rule(
-        now_us=microseconds(now),
+        expired_us=microseconds(now - _CLOCK_MARGIN),
         drop_before_us=None if drop_tombstones_older_than is None else microseconds(now - drop_tombstones_older_than),
         file_bytes=file_bytes,
     )
@@ -107,9 +109,9 @@ def compact(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
-    """What stays: `now_us` is the time by which facts have expired; tombstones before `drop_before_us` go."""
+    """What stays: `expired_us` is the time by which facts have expired; tombstones before `drop_before_us` go."""
 
-    now_us: int
+    expired_us: int
     drop_before_us: int | None
     file_bytes: int
 
@@ -201,15 +203,16 @@ def _fold(table: FactTable, partition: Partition, files: Sequence[DataFile], rul
 
 
 def _plan(table: FactTable, events: Events, files: Sequence[DataFile], rule: _Rule) -> _Plan:
-    standing = last_events(events)  # sorted by the rank of the id
-    is_live = events.take(standing).is_live(rule.now_us)
-    is_dropped = ~is_live & _is_old(events.take(standing), rule)
-    rows, is_live = standing[~is_dropped], is_live[~is_dropped]
-    vectors = np.where(is_live, vector_rows(events, rows), -1)
-    has_vectors = vectors >= 0
-    row_place_N, vector_place_N = np.full(len(events), -1, np.int64), np.full(len(events), -1, np.int64)
+    standing, latest = last_events(events), latest_events(events)  # both sorted by the rank of the id
+    is_dropped = ~events.take(standing).is_live(rule.expired_us) & _is_old(events.take(standing), rule)
+    # With a tombstone go the events that tie with it, or one of them would stand.
+    goes = is_dropped[find_rows(events.identity_N2[latest], events.identity_N2[standing])]
+    rows = latest[~goes]
+    vector_place_N = _place_vectors(events, rows, np.isin(rows, standing), rule)
+    has_vectors = np.zeros(len(rows), np.bool_)
+    has_vectors[vector_place_N[vector_place_N >= 0]] = True
+    row_place_N = np.full(len(events), -1, np.int64)
     row_place_N[rows] = np.arange(len(rows))
-    vector_place_N[vectors[has_vectors]] = np.flatnonzero(has_vectors)
     begins = _cut(table, events, has_vectors, files, rule.file_bytes)
     moves_vectors = (events.encoded_N[rows] != has_vectors).any()
     return _Plan(
@@ -221,6 +224,22 @@ def _plan(table: FactTable, events: Events, files: Sequence[DataFile], rule: _Ru
         # Half as many files again are borne: sizes are estimates, and a partition shall not be rewritten at every run.
         is_gain=bool(len(rows) < len(events) or moves_vectors or len(files) > max(1.0, 1.5 * len(begins))),
     )
+
+
+def _place_vectors(
+    events: Events, rows_M: npt.NDArray[np.int64], stands_M: npt.NDArray[np.bool_], rule: _Rule
+) -> npt.NDArray[np.int64]:
+    """Place among the kept rows of each event's vectors, -1 for none: what ties may stand yet, so it keeps its own.
+
+    Where kept rows share the vectors of one statement, the row that stands has them, or the one that had them before:
+    a table that was folded shall have nothing to gain.
+    """
+    place_N = np.full(len(events), -1, np.int64)
+    vectors_M = np.where(events.take(rows_M).is_live(rule.expired_us), vector_rows(events, rows_M), -1)
+    order_M = np.lexsort((vectors_M == rows_M, stands_M))  # the last to be written has them
+    order_M = order_M[vectors_M[order_M] >= 0]
+    place_N[vectors_M[order_M]] = order_M
+    return place_N
 
 
 def _is_old(events: Events, rule: _Rule) -> npt.NDArray[np.bool_]:

@@ -51,8 +51,42 @@ def test_the_facts_stay_the_same_and_what_does_not_stand_goes(tmp_path_factory, 
     before = read_snapshot(uri)
     compact(uri, now=NOW)
     assert_same_facts(read_snapshot(uri), before)
-    ids = [row["fact_id"] for row in all_rows(uri)]
-    assert sorted(ids) == sorted({event.fact_id for event in events})
+    latest = {
+        event.fact_id: max(other.updated for other in events if other.fact_id == event.fact_id) for event in events
+    }
+    expected = {(event.fact_id, event.content_hash) for event in events if event.updated == latest[event.fact_id]}
+    assert sorted((row["fact_id"], row["content_hash"]) for row in all_rows(uri)) == sorted(expected)
+    version = FactTable.open(uri).version
+    assert compact(uri, now=NOW).version == version
+
+
+def test_what_lost_a_tie_loses_when_it_is_said_again(tmp_path, append):
+    append(tmp_path, Event("a", "old", ingested=1), Event("b", "old", ingested=1))
+    append(tmp_path, Event("a", "new", ingested=2), Event("b", op="delete", ingested=2))
+    compact(str(tmp_path), now=NOW)
+    append(tmp_path, Event("a", "old", ingested=3, encoded=False), Event("b", "old", ingested=3, encoded=False))
+    assert statements(read_snapshot(str(tmp_path))) == {"a": "new"}
+    # A first copy that was on its way decides, and the vectors are still there.
+    append(tmp_path, Event("a", "new", ingested=0, encoded=False), Event("b", op="delete", ingested=0))
+    snapshot = read_snapshot(str(tmp_path))
+    assert statements(snapshot) == {"a": "old", "b": "old"}
+    for key in snapshot.keys_FK:
+        np.testing.assert_array_equal(key, Event("", "old").key)
+
+
+def test_what_ties_with_a_tombstone_goes_with_it(tmp_path, append):
+    append(tmp_path, Event("a", "old", ingested=1), Event("a", op="delete", ingested=2))
+    report = compact(str(tmp_path), drop_tombstones_older_than=timedelta(days=5), now=NOW)
+    assert (report.num_dropped, report.num_tombstones_dropped) == (1, 1)
+    assert all_rows(tmp_path) == []
+
+
+def test_what_expired_only_by_a_clock_that_is_ahead_keeps_its_vectors(tmp_path, append):
+    append(tmp_path, Event("a", "x", expires=60), Event("b", "y", expires=20))
+    clock = EPOCH + timedelta(minutes=90)
+    compact(str(tmp_path), drop_tombstones_older_than=timedelta(0), now=clock)
+    assert statements(read_snapshot(str(tmp_path), at=EPOCH + timedelta(minutes=50))) == {"a": "x"}
+    assert [row["fact_id"] for row in all_rows(tmp_path)] == ["a"]
 
 
 def test_vectors_of_an_older_event_come_into_the_row_that_stands(tmp_path, append):
