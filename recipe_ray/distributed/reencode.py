@@ -160,7 +160,7 @@ def _places(config: ReencodeConfig, identity: EditorIdentity) -> tuple[str, str,
         # This editor's table is there already; the one before may have got something since.
         if config.output is not None and absolute(config.output) != moved.to:
             raise ConfigError(f"output is {config.output}, but {place} moved to {moved.to} with this editor already")
-        return place, moved.previous or place, moved.to
+        return place, moved.previous[-1] if moved.previous else place, moved.to
     source_uri = follow(place)
     source = FactTable.open(source_uri, moved=False)
     if source.identity.fingerprint == identity.fingerprint:
@@ -253,7 +253,8 @@ def _is_pointed_to(place: str, output: str) -> bool:
 
 def _point(place: str, source_uri: str, output: str, version: int) -> None:
     """Lead readers to the new table: those of the configured place first, then those of where it had moved to."""
-    previous = None if source_uri == place else source_uri
+    moved = read_pointer(place)
+    previous = () if moved is None else (*moved.previous, moved.to)
     write_pointer(place, output, from_version=version, previous=previous)
-    if previous is not None:
-        write_pointer(previous, output, from_version=version)
+    if source_uri != place:
+        write_pointer(source_uri, output, from_version=version)

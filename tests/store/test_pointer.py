@@ -1,6 +1,7 @@
 """A table that moved is found by those who are configured with its old place."""
 
 import dataclasses
+import json
 
 import pytest
 from test_table import Event, statements
@@ -64,18 +65,24 @@ def test_circles_and_second_hops_are_refused(tmp_path, append):
         FactTable.open(two)
 
 
-def test_a_table_that_moved_twice_goes_back_one_step(tmp_path, append):
-    one, two, three = (str(tmp_path / name) for name in ("one", "two", "three"))
-    for uri in (one, two, three):
+def test_a_table_that_moved_thrice_goes_back_step_by_step(tmp_path, append):
+    one, two, three, four = (str(tmp_path / name) for name in ("one", "two", "three", "four"))
+    for uri in (one, two, three, four):
         append(uri, Event("a", uri))
-    write_pointer(one, two, from_version=1)
-    write_pointer(one, three, from_version=1, previous=two)
-    write_pointer(two, three, from_version=1)
-    assert FactTable.open(one).uri == FactTable.open(two).uri == three
-    move_back(one)
-    assert FactTable.open(one).uri == FactTable.open(two).uri == two
-    move_back(one)
-    assert FactTable.open(one).uri == one
+    write_pointer(one, four, from_version=1, previous=[two, three])
+    write_pointer(three, four, from_version=1)
+    assert FactTable.open(one).uri == FactTable.open(three).uri == four
+    for place in (three, two, one):
+        move_back(one)
+        assert FactTable.open(one).uri == FactTable.open(place).uri == place
+
+
+def test_a_pointer_of_the_first_release_names_one_place_before(tmp_path):
+    write_pointer(str(tmp_path), "/new", from_version=1)
+    said = json.loads((tmp_path / POINTER).read_text())
+    for previous, expected in ((None, ()), ("/old", ("/old",))):
+        (tmp_path / POINTER).write_text(json.dumps(said | {"previous": previous}))
+        assert read_pointer(str(tmp_path)).previous == expected
 
 
 @pytest.mark.parametrize("text", ["{half", "[]", '{"to": "/x"}', '{"to": "/x", "from_version": 1, "at": "never"}'])

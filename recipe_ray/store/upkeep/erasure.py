@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from recipe_ray.errors import ConfigError, TableError
 from recipe_ray.facts import Fact
-from recipe_ray.store.delta import retrying
+from recipe_ray.store.delta import open_delta, retrying
 from recipe_ray.store.files import absolute, join, read_text, write_text
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
 from recipe_ray.store.pointer import read_pointer
@@ -49,7 +49,7 @@ class EraseReport:
     Attributes:
         table: absolute URI.
         version: the one version that is left.
-        places: URIs of the tables that were gone through: this one, and the one that it had moved from.
+        places: URIs of the tables that were gone through: this one, and those that it had moved from.
         num_facts: ids erased.
         num_events: their events in the last version.
         num_quarantined: quarantined rows removed.
@@ -138,7 +138,7 @@ def erase(
     Broken off, the same call goes on.
 
     Args:
-        uri: of the table. Where it moved, both places are gone through.
+        uri: of the table. Where it moved, all its places are gone through; those removed since are passed over.
         ids: of facts.
         subject: erases the facts of which an event has this subject.
         source: erases the facts of which an event has this source.
@@ -162,7 +162,8 @@ def erase(
         raise ConfigError("nothing to erase was named; give ids, a subject or a source")
     started, now = time.monotonic(), now or datetime.now(UTC)
     moved = read_pointer(uri)
-    places = (absolute(uri),) if moved is None else (moved.to, absolute(uri))
+    before = () if moved is None else tuple(place for place in moved.previous if open_delta(place) is not None)
+    places = (absolute(uri),) if moved is None else (moved.to, absolute(uri), *before)
     if not force:
         for place in places:
             _check_quiet(place, now)

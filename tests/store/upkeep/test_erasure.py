@@ -278,6 +278,15 @@ def test_where_the_table_moved_both_places_are_gone_through(tmp_path, append):
     assert len(before.facts) == 2
 
 
+def test_a_table_that_moved_twice_is_gone_through_in_the_middle_too(tmp_path, append):
+    old, middle, new = (str(tmp_path / name) for name in ("old", "middle", "new"))
+    for uri in (old, middle, new):
+        append(uri, Event("rudolf", SECRET), Event("b", "y"))
+    write_pointer(old, new, from_version=1, previous=[middle, str(tmp_path / "removed")])
+    assert set(erase(old, ["rudolf"], now=in_two_hours()).places) == {old, middle, new}
+    assert holding(str(tmp_path), SECRET) == set()
+
+
 def test_other_facts_keep_their_vectors(tmp_path, append):
     uri = str(tmp_path)
     append(uri, *[Event(f"fact {number}", f"text {number}") for number in range(40)])
