@@ -31,6 +31,7 @@ from recipe_ray.store.table import FactTable
 _FOLDER = "_reencode"
 _STATE = f"{_FOLDER}/state.json"
 _UNDOING = ("rollback", "erase")  # after these an event that was exported may not be so any more
+_TOMBSTONES_DROPPED = "tombstones_dropped"  # counted by a compaction: deletes that no later export tells of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,7 +195,8 @@ def _save(output: str, state: _State) -> _State:
 
 def _check_not_undone(source: FactTable, output: str, *, since: int) -> None:
     for commit in read_commits(source.uri, until=source.version):
-        if commit.version > since and commit.operation in _UNDOING:
+        loses_deletes = commit.counts.get(_TOMBSTONES_DROPPED, 0) > 0
+        if commit.version > since and (commit.operation in _UNDOING or loses_deletes):
             raise TableError(
                 f"{source.uri}: version {commit.version} is the work of {commit.operation}, so {output} holds what is "
                 "not so any more; remove it, then run reencode again"

@@ -1,6 +1,7 @@
 """A table encoded anew: the same facts, the new editor's vectors, and readers who notice when it is complete."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
@@ -173,6 +174,23 @@ def test_a_table_without_facts_is_re_encoded(renew, table, editor_dir):
     renew()
     opened = FactTable.open(table)
     assert (opened.uri != table, opened.num_shards, opened.dtype.name) == (True, 2, "float32")
+
+
+def test_deletes_that_a_compaction_dropped_meanwhile_are_said(take_in, renew, table, monkeypatch):
+    take_in("a.jsonl", land(1, updated_at="2026-01-01"), land(2))
+    ingest_, calls = reencode_module.ingest, []
+
+    def meanwhile(config):
+        if not calls:
+            calls.append(config)
+            take_in("b.jsonl", {"id": "land-1", "op": "delete"})
+            compact(table, drop_tombstones_older_than=timedelta(0), now=datetime.now(UTC) + timedelta(hours=1))
+        return ingest_(config)
+
+    monkeypatch.setattr(reencode_module, "ingest", meanwhile)
+    with pytest.raises(TableError, match=r"version 3 is the work of compact.*remove it"):
+        renew()
+    assert targets(table) == {"land-2": "Strelsau"}
 
 
 def test_compaction_meanwhile_does_no_harm_and_a_rollback_is_said(take_in, renew, table, monkeypatch):

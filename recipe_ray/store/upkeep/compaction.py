@@ -172,7 +172,12 @@ def _fold_and_commit(
     num_dropped = sum(folded[partition].num_dropped for partition in rewritten)
     num_tombstones = sum(folded[partition].num_tombstones_dropped for partition in rewritten)
     if rewritten:
-        counts = {"dropped": num_dropped, "removed_files": len(remove), "added_files": len(add)}
+        counts = {
+            "dropped": num_dropped,
+            "tombstones_dropped": num_tombstones,  # a re-encoding under way looks for it
+            "removed_files": len(remove),
+            "added_files": len(add),
+        }
         table.replace(remove, add, operation="compact", counts=counts, data_change=False)
     size_bytes = sum(file.size_bytes for file in before.values())
     return CompactReport(
