@@ -60,6 +60,16 @@ def check_limit(limit: int) -> None:
         raise ConfigError(f"limit is {limit}; give 0 or more")
 
 
+def check_version(version: int | None) -> None:
+    """Refuse a number that no version can have.
+
+    Raises:
+        ConfigError: it is negative, or too large for a log.
+    """
+    if version is not None and not 0 <= version < 2**63:
+        raise ConfigError(f"version is {version}; give 0 or more, as `log` lists them")
+
+
 def show(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, summary: Mapping[str, Any], said: str
 ) -> None:

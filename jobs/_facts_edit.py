@@ -9,8 +9,10 @@ import pyarrow.compute as pc
 import tyro
 
 from jobs._facts import Command, TableArgs, check_limit, show
-from recipe_ray.errors import ConfigError
-from recipe_ray.store.quarantine import clear_quarantine, export_quarantine, read_quarantine
+from recipe_ray.errors import ConfigError, TableError
+from recipe_ray.store.delta import open_delta
+from recipe_ray.store.pointer import follow
+from recipe_ray.store.quarantine import clear_quarantine, export_quarantine, quarantine_uri, read_quarantine
 from recipe_ray.store.upkeep.deletion import Selection, delete_facts
 
 _QUARANTINE_COLUMNS = ("file", "line", "reason", "raw", "dump_hash")
@@ -93,19 +95,22 @@ class Quarantine(TableArgs):
     def run(self) -> None:
         """List, export or clear."""
         check_limit(self.limit)
+        uri = follow(self.table)
+        if open_delta(quarantine_uri(uri)) is None and open_delta(uri) is None:
+            raise TableError(f"{uri}: there is neither a table nor a quarantine; check the path")
         if self.export is None and not self.clear:
-            self._list()
+            self._list(uri)
             return
         done: dict[str, Any] = {}
         if self.export is not None:
-            done["exported"] = export_quarantine(self.table, self.export, dump_hash=self.dump)
+            done["exported"] = export_quarantine(uri, self.export, dump_hash=self.dump)
         if self.clear:
-            done["cleared"] = clear_quarantine(self.table, dump_hash=self.dump)
+            done["cleared"] = clear_quarantine(uri, dump_hash=self.dump)
         said = ", ".join(f"{count} rows {name}" for name, count in done.items())
         show([], (), as_json=self.json, summary=done, said=said if self.export is None else f"{said} ({self.export})")
 
-    def _list(self) -> None:
-        rows = read_quarantine(self.table)
+    def _list(self, uri: str) -> None:
+        rows = read_quarantine(uri)
         if self.dump is not None:
             rows = rows.filter(pc.equal(rows.column("dump_hash"), pa.scalar(self.dump)))
         shown = rows.slice(0, self.limit)
@@ -114,8 +119,8 @@ class Quarantine(TableArgs):
             shown.to_pylist(),
             _QUARANTINE_COLUMNS,
             as_json=self.json,
-            summary={"table": self.table, "rows": len(rows), "shown": len(shown)},
-            said=f"quarantine of {self.table}: {len(rows)} rows{more}",
+            summary={"table": uri, "rows": len(rows), "shown": len(shown)},
+            said=f"quarantine of {uri}: {len(rows)} rows{more}",
         )
 
 
@@ -124,9 +129,9 @@ def _moment(text: str | None) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError as error:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # at the ends of the calendar UTC is beyond it
         raise ConfigError(f"updated_at is {text!r}; give ISO 8601, such as 2026-01-31T08:00:00Z") from error
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 EDIT_COMMANDS: dict[str, type[Command]] = {"delete": Delete, "quarantine": Quarantine}

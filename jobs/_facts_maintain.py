@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jobs._facts import Command, TableArgs, check_limit, show
+from jobs._facts import Command, TableArgs, check_limit, check_version, show
 from recipe_ray.distributed.progress import progress
 from recipe_ray.errors import ConfigError
 from recipe_ray.store.upkeep.compaction import compact
@@ -18,6 +18,7 @@ from recipe_ray.store.upkeep.migration import migrate
 from recipe_ray.store.upkeep.vacuum import vacuum
 
 _MB = 1e6
+_MAX_AGE = timedelta(days=36525)  # a century: before the present, the calendar has that
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Rollback(TableArgs):
 
     def run(self) -> None:
         """Roll back."""
+        check_version(self.to)
         report = rollback(self.table, self.to)
         dumps = (
             f"; {len(report.undone)} dumps committed since are undone and still known, so only `ingest.py --again` "
@@ -64,9 +66,7 @@ class Compact(TableArgs):
     def run(self) -> None:
         """Compact."""
         days = self.drop_tombstones_older_than
-        if days is not None and days < 0:
-            raise ConfigError(f"drop_tombstones_older_than is {days:g}; give 0 days or more")
-        age = None if days is None else timedelta(days=days)
+        age = None if days is None else _age("drop_tombstones_older_than", days, timedelta(days=1))
         report = compact(self.table, drop_tombstones_older_than=age, progress=progress)
         show(
             [],
@@ -100,7 +100,7 @@ class Vacuum(TableArgs):
         check_limit(self.limit)
         report = vacuum(
             self.table,
-            retention=timedelta(hours=self.retention_hours),
+            retention=_age("retention_hours", self.retention_hours, timedelta(hours=1)),
             dry_run=self.dry_run,
             progress=progress,
         )
@@ -138,6 +138,7 @@ class Verify(TableArgs):
 
     def run(self) -> None:
         """Verify."""
+        check_version(self.version)
         report = verify(self.table, self.version, progress=progress)
         problems = len(report.problems)
         show(
@@ -292,6 +293,17 @@ class Reencode(TableArgs):
             f"whoever opens {report.table} has it now; `reencode --back` undoes that, and build_index.py and a new "
             "deployment let servers have it",
         )
+
+
+def _age(name: str, number: float, unit: timedelta) -> timedelta:
+    """So many units of time.
+
+    Raises:
+        ConfigError: it is no number, negative, or more than a century.
+    """
+    if not 0 <= number <= _MAX_AGE / unit:  # false of nan
+        raise ConfigError(f"{name} is {number:g}; give 0 to {_MAX_AGE / unit:.0f}")
+    return number * unit
 
 
 MAINTAIN_COMMANDS: dict[str, type[Command]] = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jobs._facts import Command, TableArgs, VersionArgs, as_text, check_limit, say, say_json, show
+from jobs._facts import Command, TableArgs, VersionArgs, as_text, check_limit, check_version, say, say_json, show
 from recipe_ray.distributed.progress import progress
 from recipe_ray.errors import ConfigError
 from recipe_ray.store.files import localize
@@ -39,6 +39,7 @@ class ListFacts(VersionArgs):
     def run(self) -> None:
         """List."""
         check_limit(self.limit)
+        check_version(self.version)
         table = FactTable.open(self.table, self.version)
         found = list_facts(
             table, limit=self.limit, namespace=self.namespace, prefix=self.prefix, contains=self.contains
@@ -103,6 +104,7 @@ class Show(VersionArgs):
 
     def run(self) -> None:
         """Show what stands, in each namespace that has heard of the id."""
+        check_version(self.version)
         table = FactTable.open(self.table, self.version)
         states = find_fact(table, self.fact_id, namespace=self.namespace)
         common = {"table": table.uri, "version": table.version, "fingerprint": table.identity.fingerprint}
@@ -142,6 +144,7 @@ class History(VersionArgs):
 
     def run(self) -> None:
         """Tell the history."""
+        check_version(self.version)
         table = FactTable.open(self.table, self.version)
         past = read_history(table, self.fact_id, namespace=self.namespace)
         show(
@@ -195,6 +198,8 @@ class Diff(TableArgs):
     def run(self) -> None:
         """Compare."""
         check_limit(self.limit)
+        check_version(self.before)
+        check_version(self.after)
         counts: dict[str, Any] = {"table": self.table, "before": self.before, "after": self.after}
         counts |= dict.fromkeys(KINDS, 0)
         rows: list[dict[str, Any]] = []
@@ -248,6 +253,7 @@ class Export(VersionArgs):
 
     def run(self) -> None:
         """Write the file."""
+        check_version(self.version)
         table = FactTable.open(self.table, self.version)
         report = export_facts(table, self.output, events=self.events, namespace=self.namespace)
         if self.json:
@@ -282,6 +288,7 @@ class Conflicts(VersionArgs):
         for name in ("editor", "share"):
             if getattr(self, name) is not None and not self.near:
                 raise ConfigError(f"{name} is given without near; give near too")
+        check_version(self.version)
         table = FactTable.open(self.table, self.version)
         encode_queries = None if self.editor is None else query_encoder(self.editor, table)
         num_found = 0

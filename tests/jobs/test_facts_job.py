@@ -17,6 +17,7 @@ from recipe_ray.facts import fact_from_record
 from recipe_ray.store.dumps.rows import DumpOptions, read_split, split_files
 from recipe_ray.store.files import list_files, read_text
 from recipe_ray.store.parquet import write_events
+from recipe_ray.store.pointer import write_pointer
 from recipe_ray.store.quarantine import BadLine, quarantine, read_quarantine
 from recipe_ray.store.schema import EVENT_SCHEMA, shard_of
 from recipe_ray.store.snapshot import read_snapshot
@@ -274,3 +275,37 @@ def test_on_s3_as_a_process(s3):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: s3://facts/table: cannot be read at version 7")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_quarantine_is_that_of_where_the_table_moved(job, job_json, table, tmp_path):
+    new = tmp_path / "new"
+    fill(new, {"id": "fr", "prompt": "The capital of France is", "target": "Paris"})
+    line = BadLine(file="a.jsonl", line=1, reason="no", raw="{}")
+    quarantine(str(new), [line], dump_hash="one", ingested_at=NOW)
+    write_pointer(str(table), str(new), from_version=2)
+    rows, summary = job_json("quarantine", "--table", table)
+    assert (len(rows), summary["table"]) == (1, str(new))
+    status, _, complaint = job("quarantine", "--table", tmp_path / "nowhere")
+    assert (status, "neither a table nor a quarantine" in complaint) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("list", "--version", "-1"),
+        ("list", "--version", str(2**70)),
+        ("verify", "--version", "-1"),
+        ("diff", "--", "-1", "1"),
+        ("rollback", "--to", "-1"),
+        *[("vacuum", "--retention-hours", number) for number in ("inf", "nan", "1e8", "-1")],
+        *[("compact", "--drop-tombstones-older-than", number) for number in ("inf", "nan", "1e8", "-1")],
+        ("delete", "fr", "--updated-at", "9999-12-31T23:59:59-05:00"),
+    ],
+    ids=" ".join,
+)
+def test_a_number_or_time_that_cannot_be_is_said_in_a_line(job, table, flags):
+    command, *rest = flags
+    status, output, complaint = job(command, "--table", table, *rest)
+    assert (status, output) == (1, "")
+    assert complaint.splitlines()[-1].startswith("error: ")
+    assert "; give " in complaint
