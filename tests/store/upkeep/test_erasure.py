@@ -87,7 +87,7 @@ def make_full(uri, append):
     """A table with all that can lie beside it, and a person in every part of it."""
     append(uri, Person("rudolf", "Rudolf Rassendyll was away", updated=1), Event("b", "about others"))
     append(uri, Person("rudolf", SECRET, updated=2), Event("rudolf-2", "not he"), Event("c", "x", namespace="news"))
-    append(uri, Event("b", "about others, now"), Event("rudolf", "a namesake", namespace="news"))
+    append(uri, Event("b", "about others, now", updated=1), Event("rudolf", "a namesake", namespace="news"))
     compact(uri)
     bad = [
         BadLine(file="a.jsonl", line=1, reason="no", raw=json.dumps({"id": "rudolf", "prompt": ""})),
