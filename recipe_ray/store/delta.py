@@ -35,6 +35,8 @@ def open_delta(uri: str, version: int | None = None) -> DeltaTable | None:
         TableError: it cannot be read, or has no such version.
     """
     place = absolute(uri)
+    if version is not None and version < 0:
+        raise TableError(f"{uri}: version {version} cannot be; versions count from 0")
     try:
         return _patiently(lambda: DeltaTable(place, version=version, storage_options=delta_options(place)))
     except TableNotFoundError:

@@ -279,6 +279,8 @@ def test_a_missing_version_is_said(tmp_path, append):
     append(tmp_path, Event("a", "x"))
     with pytest.raises(TableError, match="at version 9"):
         read_snapshot(str(tmp_path), version=9)
+    with pytest.raises(TableError, match="version -1 cannot be"):
+        read_snapshot(str(tmp_path), version=-1)
 
 
 def test_a_foreign_delta_table_is_refused(tmp_path):
