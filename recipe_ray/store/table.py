@@ -164,8 +164,13 @@ class FactTable:
             dump_version=ALWAYS if as_of is None else microseconds(as_of),
             metadata={"recipe": dict(counts)},
         )
-        self.version += 1
-        self._delta.load_as_version(self.version)
+        return self._advance()
+
+    def _advance(self) -> int:
+        delta = open_delta(self.uri, self.version + 1)
+        if delta is None:
+            raise TableError(f"{self.uri}: version {self.version + 1} was committed and is gone; check the storage")
+        self._delta, self.version = delta, self.version + 1
         return self.version
 
     def replace(
@@ -194,6 +199,4 @@ class FactTable:
         replace_files(
             self._delta, remove, add, EVENT_SCHEMA, PARTITION_COLUMNS, data_change=data_change, metadata=metadata
         )
-        self.version += 1
-        self._delta.load_as_version(self.version)
-        return self.version
+        return self._advance()
