@@ -7,7 +7,7 @@ Facts are invented, written as JSON Lines, and ingested into a new table on a Ra
 `jobs/ingest.py` does it. Bare encoding is one process a core over batches of the same facts, tokenised already, before
 and behind each ingest (of `--bare-facts` each): encoder, heads and prompt encoder alone. The last line is one JSON
 object; `ratio` is the ingest's facts a second over the bare ones', of the last size. Memory is the sum over this
-process and all of Ray's (PSS: what processes share is counted once), sampled every second.
+process and all of Ray's (PSS: what processes share is counted once), sampled every ten seconds: looking takes time too.
 
 `--again` ingests the same dump once more; `--delta SHARE` one in which that share of the facts has another target, and
 checks the table: counts, contents, and a random sample encoded again.
@@ -42,6 +42,7 @@ from recipe_ray.testbed.million import generate_facts
 
 ENCODE = Path(__file__).with_name("encode.py")
 SAMPLE = 500
+SAMPLE_S = 10.0
 
 
 class Memory:
@@ -61,7 +62,7 @@ class Memory:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(SAMPLE_S):
             self.peak_bytes = max(self.peak_bytes, memory_bytes())
 
 
