@@ -80,7 +80,8 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         region=region,
         connect_timeout=10,
         request_timeout=60,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=8),
+        # Not the standard strategy: it stops trying again once failures have used up a quota that only successes fill.
+        retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=10),
     )
     return s3, uri.removeprefix("s3://")
 
