@@ -187,7 +187,7 @@ def test_s3_that_fails_a_third_of_requests_loses_nothing(tmp_path, editor_dir):
 @pytest.mark.parametrize("fault", [*FAULTS, "hanging"])
 def test_every_fault_of_s3_loses_nothing(tmp_path, editor_dir, fault):
     hangs = fault == "hanging"
-    with FaultyS3(["slow", *["503"] * 19] if hangs else [fault], delay_s=65.0 if hangs else 0.5).running() as s3:
+    with FaultyS3(["slow", *["503"] * 59] if hangs else [fault], delay_s=65.0 if hangs else 0.5).running() as s3:
         on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
 
 
