@@ -31,8 +31,8 @@ CARD_FILE = "editor.json"
 ENCODER_FOLDER = "encoder"
 SENTINEL_TENSOR = "sentinel_key"  # derived from the weights; kept so that the identity is read without a model
 SENTINEL_INIT_RANGE = 0.05  # of the authors' code
-# Of inference, padding included: bounds memory, whatever the lengths. On a CPU larger batches leave the cache: 8192 took
-# a fifth longer than 2048.
+# Of inference, padding included: bounds memory, whatever the lengths. On a CPU larger batches leave the cache: 8192
+# took a fifth longer than 2048.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
 TEXTS_PER_CHUNK = 4096  # tokenised together, while the chunk before is computed
 
