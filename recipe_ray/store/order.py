@@ -152,12 +152,13 @@ def _first_copies(events: Events) -> npt.NDArray[np.int64]:
 def vector_rows(events: Events, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Rows with the vectors of the events in `rows`: their own, or those of the same id and statement; -1 for none."""
     encoded = np.flatnonzero(events.encoded_N)
-    found = find_rows(_statement_keys(events.take(rows)), _statement_keys(events.take(encoded)))
+    found = find_rows(statement_keys(events.take(rows)), statement_keys(events.take(encoded)))
     elsewhere = np.where(found >= 0, encoded[found] if len(encoded) else -1, -1)
     return np.where(events.encoded_N[rows], rows, elsewhere)
 
 
-def _statement_keys(events: Events) -> npt.NDArray[np.uint64]:
+def statement_keys(events: Events) -> npt.NDArray[np.uint64]:
+    """Rows of `find_rows` that are equal where id and statement are, [N, 4]."""
     return np.concatenate([events.identity_N2, events.statement_N2], axis=1)
 
 

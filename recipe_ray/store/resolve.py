@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from recipe_ray.store.order import Events, concatenate, find_rows, last_events
+from recipe_ray.store.order import Events, concatenate, find_rows, last_events, statement_keys
 
 EXPIRY_MARGIN_US = 3600 * 10**6
 """For so long an expired fact still gets its vectors: a reader whose clock is behind may hold it for live."""
@@ -83,7 +83,7 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
     known_since = np.full(num_rows, np.iinfo(np.int64).max)
     known_since[is_known] = _first_ingested(stored)[known_row[is_known]]
     written = is_newest & is_first & (known_since > dump.ingested_us_N)
-    reused = find_rows(_statement_keys(dump), _statement_keys(stored.take(stored.encoded_N))) >= 0
+    reused = find_rows(statement_keys(dump), statement_keys(stored.take(stored.encoded_N))) >= 0
     expired = dump.expires_us_N <= now_us - EXPIRY_MARGIN_US
     encoded = written & ~dump.is_delete_N & ~reused & ~expired
     return Resolution(
@@ -137,10 +137,6 @@ def _number(identity_N2: npt.NDArray[np.uint64]) -> tuple[int, npt.NDArray[np.in
 def _event_keys(events: Events) -> npt.NDArray[np.uint64]:
     updated = events.updated_us_N.astype(np.uint64)[:, None]  # equal exactly where the signed numbers are
     return np.concatenate([events.identity_N2, updated, events.content_N2], axis=1)
-
-
-def _statement_keys(events: Events) -> npt.NDArray[np.uint64]:
-    return np.concatenate([events.identity_N2, events.statement_N2], axis=1)
 
 
 def _first_ingested(events: Events) -> npt.NDArray[np.int64]:

@@ -31,6 +31,10 @@ from recipe_ray.store.table import FactTable
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
 
+class CrashError(Exception):
+    pass
+
+
 def write_dump(path, *records):
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     text = "".join(f"{line}\n" for line in lines)
@@ -219,9 +223,6 @@ def test_a_crash_before_the_commit_leaves_the_table_as_it_was(tmp_path, config, 
     ingest(config(write_dump(tmp_path / "one.jsonl", land(0, updated_at="2026-02-01"))))
     dump = write_dump(tmp_path / "two.jsonl", land(0, "Zenda", updated_at="2026-02-02"), land(1))
 
-    class CrashError(Exception):
-        pass
-
     def crash(*_, **__):
         raise CrashError
 
@@ -263,9 +264,6 @@ def test_what_was_written_before_a_crash_is_not_encoded_again(tmp_path, config, 
     monkeypatch.setattr(stages, "UNIT_ROWS", 4)
     dump = write_dump(tmp_path / "dump.jsonl", *[land(number) for number in range(40)])
     encode, encoded = stages.Encoder.__call__, []
-
-    class CrashError(Exception):
-        pass
 
     def crash_at(number):
         def call(self, rows):
@@ -317,10 +315,6 @@ def test_an_undated_dump_that_says_again_what_an_older_one_said_is_news(tmp_path
     dated = write_dump(tmp_path / "dated.jsonl", land(1, updated_at="2026-01-01"))
     ingest(config(set_time(dated, 1_700_000_000)))
     assert ingest(config(set_time(dated, 1_700_000_300))).repeated  # its own time says nothing here
-
-
-class CrashError(Exception):
-    pass
 
 
 @pytest.mark.usefixtures("in_process")
