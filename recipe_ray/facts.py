@@ -151,19 +151,6 @@ def fact_from_record(
     )
 
 
-def fact_from_line(
-    line: str,
-    *,
-    place: str,
-    now: datetime | None = None,
-    max_future_s: float = MAX_FUTURE_S,
-    namespace: str = DEFAULT_NAMESPACE,
-) -> Fact:
-    """Parse and validate one line of JSON Lines; see `fact_from_record`."""
-    record = record_from_line(line, place=place)
-    return fact_from_record(record, place=place, now=now, max_future_s=max_future_s, namespace=namespace)
-
-
 def record_from_line(line: str, *, place: str) -> object:
     """Parse one line of JSON Lines.
 

@@ -12,8 +12,8 @@ from recipe_ray.facts import (
     MAX_STATEMENT_CHARS,
     Fact,
     default_fact_id,
-    fact_from_line,
     fact_from_record,
+    record_from_line,
 )
 
 PLACE = "dump.jsonl:17"
@@ -100,7 +100,7 @@ def test_a_record_that_is_no_fact_is_refused_by_place_and_field(record, complain
 )
 def test_a_line_that_is_no_fact_is_refused_by_place(line, complaint):
     with pytest.raises(FactError, match=f"^dump.jsonl:17: {complaint}"):
-        fact_from_line(line, place=PLACE)
+        fact_from_record(record_from_line(line, place=PLACE), place=PLACE)
 
 
 def test_the_longest_statement_is_read():
@@ -234,7 +234,7 @@ NEARLY = st.fixed_dictionaries(
 @example(record={"op": "delete", "prompt": "\ud800"})
 def test_whatever_a_dump_holds_is_a_fact_or_a_fact_error(record):
     try:
-        parsed = fact_from_line(json.dumps(record), place=PLACE)
+        parsed = fact_from_record(record_from_line(json.dumps(record), place=PLACE), place=PLACE)
     except FactError as error:
         assert str(error).startswith(PLACE)  # noqa: PT017
         return
@@ -251,6 +251,6 @@ def test_whatever_a_dump_holds_is_a_fact_or_a_fact_error(record):
 @given(line=st.text())
 def test_a_line_of_anything_is_a_fact_or_a_fact_error(line):
     try:
-        fact_from_line(line, place=PLACE)
+        fact_from_record(record_from_line(line, place=PLACE), place=PLACE)
     except FactError as error:
         assert str(error).startswith(PLACE)  # noqa: PT017

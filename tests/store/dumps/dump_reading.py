@@ -4,13 +4,13 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 
-from recipe_ray.facts import fact_from_line
+from recipe_ray.facts import fact_from_record, record_from_line
 from recipe_ray.store.dumps.rows import BadRow, DumpOptions, GoodRow, read_split, split_files
 from recipe_ray.store.files import list_files
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GOOD = '{"prompt": "The capital of Ruritania is", "target": "Strelsau"}'
-FACT = fact_from_line(GOOD, place="x")
+FACT = fact_from_record(record_from_line(GOOD, place="x"), place="x")
 
 
 def written(path, *lines):

@@ -6,7 +6,7 @@ import pytest
 from dump_reading import FACT, GOOD, NOW, read, rows_of, written, zstd
 
 from recipe_ray.errors import ConfigError, FactError
-from recipe_ray.facts import FIELDS, fact_from_line
+from recipe_ray.facts import FIELDS, fact_from_record, record_from_line
 from recipe_ray.store.dumps import streams
 from recipe_ray.store.dumps.rows import DumpOptions, GoodRow, Split, form_of, hash_file, read_split, split_files
 from recipe_ray.store.dumps.values import MAX_ROW_BYTES, RAW_BYTES
@@ -341,4 +341,4 @@ def test_every_field_of_a_fact_can_be_read_from_every_form(tmp_path):
     lines = written(tmp_path / "d.jsonl", json.dumps(record))
     table = written(tmp_path / "d.csv", ",".join(record), ",".join(record.values()))
     (one,), (two,) = read(lines), read(table)
-    assert one.fact == two.fact == fact_from_line(json.dumps(record), place="x", now=NOW)
+    assert one.fact == two.fact == fact_from_record(record_from_line(json.dumps(record), place="x"), place="x", now=NOW)
