@@ -6,6 +6,8 @@ import ray
 
 from recipe_ray.errors import ServiceError
 
+IDLE_WORKERS = 6  # processes kept for the next tasks, beside one a CPU
+
 
 def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
     """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
@@ -32,4 +34,7 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
         return
     # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    # Ray ends idle worker processes beyond one a CPU after a second; on a small machine every task of a pipeline would
+    # then wait for a new one, which costs as much as the task: a tenth of an ingest.
+    os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS + (num_cpus or os.cpu_count() or 1)))
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)

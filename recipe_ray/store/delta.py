@@ -311,7 +311,7 @@ def _has_mark(uri: str, version: int, mark: str) -> bool:
 
 
 def _patiently(action: Callable[[], Result]) -> Result:
-    """Do what reads the log, or writes what may be written twice; again where the body of an answer was cut short.
+    """Do what reads the log, or writes what may be written twice; again where an answer was cut short or never came.
 
     After every other failure of storage delta-rs tries a request again itself.
     """
@@ -325,7 +325,7 @@ def _patiently(action: Callable[[], Result]) -> Result:
 
 
 def _passes(error: BaseException) -> bool:
-    return bool(re.search(r"response body|reading a body|end of file before", str(error)))
+    return bool(re.search(r"response body|reading a body|end of file before|timed out", str(error), re.IGNORECASE))
 
 
 def _conflict(delta: DeltaTable) -> CommitConflictError:
