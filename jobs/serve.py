@@ -8,18 +8,21 @@ import ray
 
 from jobs._cli import run
 from recipe_ray.distributed.cluster import connect
+from serving.keys import check_exposure
 from serving.local import bindable_port, serving
 from serving.settings import ServerArgs
 
 
 def main(args: ServerArgs) -> None:
     """Check, start, say where it listens, wait for Ctrl-C, and shut down."""
-    bindable_port(args.host, args.port)  # before anything is started: the commonest trouble
+    # Before anything is started: the commonest troubles.
+    check_exposure(args.host, args.keys, open=args.open)
+    bindable_port(args.host, args.port)
     connect(num_cpus=max(os.cpu_count() or 1, args.app_args().num_cpus))  # Serve counts cores, a small machine has few
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `ray job stop` end it as Ctrl-C does
     try:
         with serving(args.app_args(), host=args.host, port=args.port) as url:
-            print(f"serving {url}/v1/completions; Ctrl-C stops it", flush=True)
+            print(f"serving {url}/v1 (OpenAI's API) and {url}/console; Ctrl-C stops it", flush=True)
             threading.Event().wait()
     except KeyboardInterrupt:
         print("stopped", flush=True)

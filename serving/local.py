@@ -18,6 +18,7 @@ from ray.serve.schema import LoggingConfig
 
 from recipe_ray.errors import ServiceError
 from serving.app import build_app, engine_placement
+from serving.keys import check_exposure
 from serving.settings import AppArgs
 
 APP_NAME = "recipe"
@@ -43,6 +44,7 @@ def serving(args: AppArgs, *, host: str = "127.0.0.1", port: int = 8000, quiet: 
         RecipeError: what `build_app` finds wrong.
     """
     logging_config = LoggingConfig(log_level="WARNING", enable_access_log=False) if quiet else None
+    check_exposure(host, args.keys, open=args.open)
     port = bindable_port(host, port)
     application = build_app(args)
     _check_resources(args)
@@ -87,11 +89,11 @@ def bindable_port(host: str, port: int) -> int:
 
 def _check_resources(args: AppArgs) -> None:
     """Refuse what the cluster cannot hold: Serve would wait for it without end."""
-    _, gpus = engine_placement(args)
+    gpus = sum(engine_placement(model)[1] * model.num_engines for model in args.models)
     there = ray.cluster_resources()
     for name, needed, flags in (
-        ("CPU", args.num_cpus, "cpus, num_engines or num_retrievers"),
-        ("GPU", gpus * args.num_engines, "gpus or num_engines"),
+        ("CPU", args.num_cpus, "cpus, num_engines, num_retrievers or num_index_shards"),
+        ("GPU", gpus, "gpus or num_engines"),
     ):
         if needed > there.get(name, 0):
             raise ServiceError(
@@ -121,7 +123,7 @@ def _wait_until_ready(url: str) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # whatever proxy leads out of this machine
     while True:
         try:
-            with direct.open(f"{url}/healthz", timeout=5):
+            with direct.open(f"{url}/readyz", timeout=5):
                 return
         except (urllib.error.URLError, OSError) as error:
             if time.monotonic() > deadline:

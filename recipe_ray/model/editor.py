@@ -318,6 +318,15 @@ def read_identity(path: str | Path) -> EditorIdentity:
     return card.identity(sentinel_K)
 
 
+def read_config(path: str | Path) -> EditorConfig:
+    """The configuration that an editor was trained with, from its directory.
+
+    Raises:
+        EditorError: no editor there.
+    """
+    return _read_card(Path(path)).config
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Card:
     """The card of an editor's directory, less what only readers want."""
