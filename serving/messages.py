@@ -91,6 +91,7 @@ class Sampling:
         stop: texts before which the answer ends.
         logprobs: how many alternatives to tell beside each token, 0 for the token's own alone; None for none.
         echo: begin the answer with the prompt (and its log-probabilities).
+        ignore_eos: go on to `max_tokens` where the LLM would end the text: for measuring.
     """
 
     max_tokens: int | None = None
@@ -100,6 +101,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     echo: bool = False
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
