@@ -1,0 +1,1 @@
+"""Generation engines: the frozen LLM, with requests of different facts and of none completed side by side."""
