@@ -61,3 +61,52 @@ def timed_out(timeout_s: float) -> ApiError:
 def failed() -> ApiError:
     """A fault of ours: details are for the log, not for the client."""
     return ApiError(500, "the service failed on this request; its log says why", code="internal_error")
+
+
+def unauthorized(message: str, *, given: bool) -> ApiError:
+    """No key, or none that is known (anymore).
+
+    Args:
+        message: what is wrong and what to do; never holds the key.
+        given: whether there was a key.
+    """
+    challenge = 'Bearer realm="recipe-ray"' + (', error="invalid_token"' if given else "")
+    code = "invalid_api_key" if given else "missing_api_key"
+    return ApiError(401, message, code=code, headers={"WWW-Authenticate": challenge})
+
+
+def insufficient_scope(scope: str) -> ApiError:
+    """The key is known, and not for this."""
+    return ApiError(
+        403, f"this needs the scope {scope!r}, which the key lacks; ask who gave the key", code="insufficient_scope"
+    )
+
+
+def namespace_not_found(namespace: str, *, param: str | None) -> ApiError:
+    """A namespace that is not there, or not for this key: which of the two is not told."""
+    return ApiError(
+        404,
+        f"there is no namespace {namespace!r} for this key; correct the name, or ask who gave the key",
+        param=param,
+        code="namespace_not_found",
+    )
+
+
+def fact_not_found(fact_id: str, namespace: str) -> ApiError:
+    """No live fact of that id in the namespace, or no such namespace for this key: which of the two is not told."""
+    return ApiError(
+        404,
+        f"there is no fact {fact_id!r} in namespace {namespace!r}; correct the id or the namespace",
+        param="id",
+        code="fact_not_found",
+    )
+
+
+def rate_limited(limit: int) -> ApiError:
+    """The key has as many requests in work as it may."""
+    return ApiError(
+        429,
+        f"{limit} requests of this key are in work, which is as many as it may have; wait for one to end",
+        code="rate_limited",
+        headers={"Retry-After": "1"},
+    )

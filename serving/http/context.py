@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from fastapi import Request
 
 from serving.backend import Backend
 from serving.http.access import Access, Caller
 from serving.observer import Observer
-
-Scope = Literal["infer", "facts:read", "facts:write", "admin"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
