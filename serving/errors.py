@@ -1,6 +1,9 @@
 """Errors as a client of the HTTP interface sees them, in OpenAI's shape."""
 
 from recipe_ray.errors import ServiceError
+from serving.messages import Refusal
+
+_SHOWN_CHARS = 100  # of a client's own text in a message about it
 
 
 class ApiError(ServiceError):
@@ -32,14 +35,37 @@ class ApiError(ServiceError):
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON of the response."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        if self.status == 429:
+            kind = "rate_limit_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def refused(refusal: Refusal) -> ApiError:
+    """A part does not take the request."""
+    return ApiError(refusal.status, refusal.message, param=refusal.param, code=refusal.code)
+
+
+def model_not_found(name: str, served: list[str]) -> ApiError:
+    """A model that is not there, or not for this key: which of the two is not told.
+
+    Args:
+        name: as the client gave it.
+        served: models that its key may use.
+    """
+    remedy = f"give one of {', '.join(served)}" if served else "the key may use none"
+    return ApiError(
+        404,
+        f"the model {name[:_SHOWN_CHARS]!r} is not served here; {remedy}",
+        param="model",
+        code="model_not_found",
+    )
 
 
 def overloaded() -> ApiError:
     """More requests wait than the service keeps."""
     return ApiError(
-        503, "too many requests are waiting; try again later", code="overloaded", headers={"Retry-After": "1"}
+        429, "too many requests are waiting; try again later", code="rate_limited", headers={"Retry-After": "1"}
     )
 
 

@@ -16,6 +16,7 @@ from recipe_ray.facts import Fact
 Declined = Literal[
     "edits_off",  # the request asked for the unedited LLM
     "echo",  # the request holds its own answer, and gave no query
+    "no_query",  # token ids, or a chat without a user's words, and no query
     "empty_table",
     "empty_namespace",
     "below_sentinel",
