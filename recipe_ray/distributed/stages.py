@@ -25,11 +25,20 @@ from recipe_ray.store.files import SourceFile, localize
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
 from recipe_ray.store.reading.contradictions import find_contradictions
 from recipe_ray.store.resolve import IngestCounts, resolve
-from recipe_ray.store.schema import microseconds, vectors_to_cells
+from recipe_ray.store.schema import microseconds
 from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.staging import RowGroup, StagedSplit, Staging, read_bucket
 from recipe_ray.store.table import FactTable
-from recipe_ray.store.units import ENCODE_COLUMN, UNIT_COLUMN, Unit, cut_units, groups_of, read_unit, to_events
+from recipe_ray.store.units import (
+    ENCODE_COLUMN,
+    UNIT_COLUMN,
+    Unit,
+    append_vectors,
+    cut_units,
+    groups_of,
+    read_unit,
+    to_events,
+)
 
 if TYPE_CHECKING:
     from recipe_ray.model.editor import Editor
@@ -268,11 +277,7 @@ class Encoder:
         is_encoded = facts.column(ENCODE_COLUMN).to_numpy()
         statements: list[Any] = facts.filter(pa.array(is_encoded)).column("statement").to_pylist()
         keys_FK, prompts_FPD = self._editor.encode_facts(statements) if statements else (np.empty(0), np.empty(0))
-        vector_of_row = pa.array(np.cumsum(is_encoded) - 1, mask=~is_encoded)
-        cells = {"key": keys_FK, "prompt_embeddings": prompts_FPD}
-        for name, vectors in cells.items():
-            facts = facts.append_column(name, vectors_to_cells(vectors, self._dtype).take(vector_of_row))
-        yield facts
+        yield append_vectors(facts, keys_FK, prompts_FPD, self._dtype)
 
 
 def write_unit(rows: pa.Table, *, table_uri: str, num_shards: int, ingested_at: datetime) -> Iterator[pa.Table]:

@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop
 from recipe_ray.errors import OutputError, TableError
 from recipe_ray.store.files import absolute, delta_options, join, list_below, read_text
 from recipe_ray.store.parquet import DataFile
-from recipe_ray.store.stored import list_stored, relative, remove_files
+from recipe_ray.store.stored import list_stored, missing_files, relative, remove_files
 
 MAX_COMMIT_ATTEMPTS = 20
 _MARK = "recipe_commit"
@@ -88,6 +88,8 @@ def append_files(
     dump_version: int = 1,
 ) -> None:
     """Commit written files as the version after the one that `delta` is at, known as coming from a version of a dump.
+
+    Groups of a writer are known likewise: it stands for the dump, the group's number for the version.
 
     Raises:
         CommitConflictError: that version exists already.
@@ -213,6 +215,20 @@ def log_versions(uri: str) -> list[int]:
     """
     names = [found.rpartition("/")[2] for found in list_below(join(absolute(uri), "_delta_log"))]
     return sorted(int(name[:20]) for name in names if name[20:] == ".json" and name[:20].isdigit())
+
+
+def newest_version(uri: str, known: int) -> int:
+    """The last version of a table, looked for behind one that is known: a question of the store for each new one.
+
+    Where a part of the log was cut off in between, it is the known one: `open_delta` tells then.
+
+    Raises:
+        OutputError: the log cannot be read.
+    """
+    version = known
+    while not missing_files(absolute(uri), [f"_delta_log/{version + 1:020}.json"]):
+        version += 1
+    return version
 
 
 def read_commit(uri: str, version: int) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Which rows of a dump become events of the table, and which of those need the encoder, from hashes and times alone."""
 
 from dataclasses import dataclass, fields
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,11 @@ from recipe_ray.store.order import Events, concatenate, find_rows, last_events, 
 
 EXPIRY_MARGIN_US = 3600 * 10**6
 """For so long an expired fact still gets its vectors: a reader whose clock is behind may hold it for live."""
+
+RowOutcome = Literal["new", "changed", "deleted", "absent", "expired", "unchanged", "superseded"]
+"""What becomes of a row; see IngestCounts. `absent` is a delete that stands where no fact was live."""
+ROW_OUTCOMES: tuple[RowOutcome, ...] = get_args(RowOutcome)
+_CODES = {name: code for code, name in enumerate(ROW_OUTCOMES)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +54,24 @@ class Resolution:
     Attributes:
         written_N: bool, rows that become events.
         encoded_N: bool, those of them whose vectors the table lacks.
-        counts: what became of the rows.
+        outcome_N: uint8, places in ROW_OUTCOMES.
     """
 
     written_N: npt.NDArray[np.bool_]
     encoded_N: npt.NDArray[np.bool_]
-    counts: IngestCounts
+    outcome_N: npt.NDArray[np.uint8]
+
+    @property
+    def counts(self) -> IngestCounts:
+        """How many rows there are of each outcome."""
+        numbers = np.bincount(self.outcome_N, minlength=len(ROW_OUTCOMES)).tolist()
+        counted = dict(zip(ROW_OUTCOMES, numbers, strict=True))
+        deleted = counted.pop("deleted") + counted.pop("absent")
+        return IngestCounts(read=len(self.outcome_N), deleted=deleted, **counted)
+
+    def outcomes(self) -> list[RowOutcome]:
+        """What became of each row."""
+        return [ROW_OUTCOMES[code] for code in self.outcome_N]
 
 
 def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
@@ -65,7 +83,7 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
     them, still on its way, may yet decide between them by its `ingested_at`.
 
     Args:
-        dump: the rows of a dump, all of one `ingested_at`; `encoded_N` is false.
+        dump: the rows of a dump; `encoded_N` is false.
         stored: every event of the same ids in the table.
         now_us: the time by which a fact has expired, microseconds since the Unix epoch; an hour later its vectors are
             left out too.
@@ -89,11 +107,13 @@ def resolve(dump: Events, stored: Events, *, now_us: int) -> Resolution:
     return Resolution(
         written_N=written,
         encoded_N=encoded,
-        counts=_count(dump, stored, both, written=written, is_known=is_known & is_newest & is_first, now_us=now_us),
+        outcome_N=_classify(
+            dump, stored, both, written=written, is_known=is_known & is_newest & is_first, now_us=now_us
+        ),
     )
 
 
-def _count(
+def _classify(
     dump: Events,
     stored: Events,
     both: Events,
@@ -101,7 +121,7 @@ def _count(
     written: npt.NDArray[np.bool_],
     is_known: npt.NDArray[np.bool_],
     now_us: int,
-) -> IngestCounts:
+) -> npt.NDArray[np.uint8]:
     num_rows, num_stored = len(dump), len(stored)
     before = stored.take(last_events(stored))
     row_before = find_rows(dump.identity_N2, before.identity_N2)
@@ -116,15 +136,17 @@ def _count(
     told = stands_now & ~unchanged
     expired = told & ~dump.is_delete_N & (dump.expires_us_N <= now_us)
     live = told & ~dump.is_delete_N & ~expired
-    return IngestCounts(
-        read=num_rows,
-        new=int((live & ~was_live).sum()),
-        changed=int((live & was_live).sum()),
-        deleted=int((told & dump.is_delete_N).sum()),
-        expired=int(expired.sum()),
-        unchanged=int(unchanged.sum()),
-        superseded=int(num_rows - unchanged.sum() - told.sum()),
-    )
+    outcome_N = np.full(num_rows, _CODES["superseded"], np.uint8)
+    for rows, name in (
+        (unchanged, "unchanged"),
+        (expired, "expired"),
+        (live & was_live, "changed"),
+        (live & ~was_live, "new"),
+        (told & dump.is_delete_N & was_live, "deleted"),
+        (told & dump.is_delete_N & ~was_live, "absent"),
+    ):
+        outcome_N[rows] = _CODES[name]
+    return outcome_N
 
 
 def _number(identity_N2: npt.NDArray[np.uint64]) -> tuple[int, npt.NDArray[np.int64]]:

@@ -3,7 +3,7 @@
 F facts, N events, B events of a batch, K key width, P virtual tokens, D LLM width, W = P * D.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -23,8 +23,11 @@ from recipe_ray.store.table import FactTable, Partition
 _FACT_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in FACT_COLUMNS])
 _TEXT_COLUMNS = [name for name in FACT_COLUMNS if name != "namespace"]
 _VECTOR_COLUMNS = ["key", "prompt_embeddings"]
-_DECIDING_COLUMNS = ["fact_id", *EVENT_COLUMNS]
-_DECIDING_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in _DECIDING_COLUMNS])
+DECIDING_COLUMNS = ["fact_id", *EVENT_COLUMNS]
+"""What tells which event of a fact stands."""
+_DECIDING_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in DECIDING_COLUMNS])
+ReadBatches = Callable[[str, str, Sequence[str]], Iterable[pa.RecordBatch]]
+"""Reads some columns of a data file, given the table's URI and its path; see `read_batches`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,13 +82,16 @@ def read_partition(table: FactTable, partition: Partition, *, at: datetime | Non
     return _snapshot(table, _fill(table, partition, live, keys_FK, prompts_FW), keys_FK, prompts_FW)
 
 
-def read_events(table: FactTable, shard: int, ids_by_namespace: Mapping[str, Any]) -> Events:
+def read_events(
+    table: FactTable, shard: int, ids_by_namespace: Mapping[str, Any], *, read: ReadBatches = read_batches
+) -> Events:
     """Read every event of some facts of a shard, without texts and vectors; memory is of their number, not the table's.
 
     Args:
         table: at the version to read.
         shard: the one all the ids belong to.
         ids_by_namespace: Arrow arrays of fact ids, each once.
+        read: reads a file; such as one that remembers files.
 
     Raises:
         TableError: a file is missing or damaged.
@@ -96,7 +102,7 @@ def read_events(table: FactTable, shard: int, ids_by_namespace: Mapping[str, Any
         if partition.shard != shard or wanted is None:
             continue
         for path in partition.paths:
-            for batch in read_batches(table.uri, path, _DECIDING_COLUMNS):
+            for batch in read(table.uri, path, DECIDING_COLUMNS):
                 touched = batch.filter(pc.is_in(batch.column("fact_id"), value_set=wanted))
                 if len(touched):
                     parts.append(_events(table.uri, partition.namespace, pa.Table.from_batches([touched])))
@@ -111,7 +117,7 @@ def read_partition_events(table: FactTable, partition: Partition) -> Events:
     Raises:
         TableError: a file is missing or damaged.
     """
-    batches = [batch for path in partition.paths for batch in read_batches(table.uri, path, _DECIDING_COLUMNS)]
+    batches = [batch for path in partition.paths for batch in read_batches(table.uri, path, DECIDING_COLUMNS)]
     columns = pa.Table.from_batches(batches, _DECIDING_SCHEMA)
     rank_N2 = np.zeros((len(columns), 2), np.uint64)
     if len(columns):

@@ -206,6 +206,17 @@ def staging_uri(table_uri: str) -> str:
     return join(absolute(table_uri), "_staging")
 
 
+def staged_rows(facts: Sequence[Fact], identities: Sequence[bytes], updated_us: Sequence[int]) -> pa.Table:
+    """Facts as rows of STAGED_SCHEMA, given their identity hashes and as of when they are so (microseconds)."""
+    columns: dict[str, Any] = {name: [getattr(fact, name) for fact in facts] for name in _TEXTS}
+    columns["updated_at"] = pa.array(updated_us, pa.int64()).cast(TIMESTAMP)
+    columns["expires_at"] = pa.array([fact.expires_at for fact in facts], TIMESTAMP)
+    columns["content_hash"] = [fact.content_hash() for fact in facts]
+    columns["statement_hash"] = [fact.statement_hash() for fact in facts]
+    columns["identity"] = identities
+    return pa.table(columns, schema=STAGED_SCHEMA)
+
+
 class _Stager:
     """Stages one split."""
 
@@ -258,15 +269,8 @@ class _Stager:
             return
         dump_time = self._staging.dump_time
         facts = [fact for _, _, fact in self._rows]
-        columns: dict[str, Any] = {name: [getattr(fact, name) for fact in facts] for name in _TEXTS}
-        columns["updated_at"] = pa.array(
-            [microseconds(fact.updated_at or dump_time) for fact in facts], pa.int64()
-        ).cast(TIMESTAMP)
-        columns["expires_at"] = pa.array([fact.expires_at for fact in facts], TIMESTAMP)
-        columns["content_hash"] = [fact.content_hash() for fact in facts]
-        columns["statement_hash"] = [fact.statement_hash() for fact in facts]
-        columns["identity"] = [identity for _, identity, _ in self._rows]
-        table = pa.table(columns, schema=STAGED_SCHEMA)
+        updated_us = [microseconds(fact.updated_at or dump_time) for fact in facts]
+        table = staged_rows(facts, [identity for _, identity, _ in self._rows], updated_us)
         self._tables.append(
             table.append_column("bucket", pa.array([bucket for bucket, _, _ in self._rows], pa.int32()))
         )
@@ -341,15 +345,22 @@ def read_bucket(staging: Staging, groups: Sequence[RowGroup]) -> tuple[Events, d
     """
     tables = [read_staged(staging.uri, group.path, group.number, _DECIDING) for group in groups]
     rows = pa.concat_tables(tables).combine_chunks()
-    rows = rows.append_column("encoded", pa.repeat(pa.scalar(False), len(rows)))
-    rows = rows.append_column("ingested_at", pa.repeat(pa.scalar(staging.ingested_at, TIMESTAMP), len(rows)))
-    identity: Hashes = hashes_of(rows.column("identity"), place=staging.uri)
+    ingested_at = pa.repeat(pa.scalar(staging.ingested_at, TIMESTAMP), len(rows))
+    events = staged_events(rows, ingested_at, place=staging.uri)
     namespaces: list[Any] = pc.unique(rows.column("namespace")).to_pylist()
     ids = {
         namespace: pc.unique(rows.filter(pc.field("namespace") == namespace).column("fact_id"))
         for namespace in namespaces
     }
-    return events_of(rows.select([*EVENT_COLUMNS]), identity, place=staging.uri), ids
+    return events, ids
+
+
+def staged_events(rows: pa.Table, ingested_at: Any, *, place: str) -> Events:
+    """Rows of STAGED_SCHEMA as events, given an Arrow array of when each is ingested; none has vectors."""
+    rows = rows.append_column("encoded", pa.repeat(pa.scalar(False), len(rows)))
+    rows = rows.append_column("ingested_at", ingested_at)
+    identity: Hashes = hashes_of(rows.column("identity"), place=place)
+    return events_of(rows.select(EVENT_COLUMNS), identity, place=place)
 
 
 def read_staged(uri: str, path: str, group: int | None, columns: Sequence[str]) -> pa.Table:

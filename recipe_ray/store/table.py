@@ -27,6 +27,26 @@ from recipe_ray.store.schema import (
 DEFAULT_NUM_SHARDS = 4
 ALWAYS = 2**62
 """As of which a dump is known whose rows all tell their own time."""
+WRITER_PREFIX = "writer-"
+"""Begins the name of an application transaction that tells a group of facts, not a dump."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupId:
+    """By what a group of facts is known that was written at once.
+
+    Attributes:
+        writer: one that lives as long as a process, since the log remembers each for ever.
+        number: of the group, ascending.
+    """
+
+    writer: str
+    number: int
+
+    @property
+    def application(self) -> str:
+        """What the log calls the writer."""
+        return WRITER_PREFIX + self.writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +152,31 @@ class FactTable:
         """Whether a commit of this dump is in the log, undone since or not, as of this time or a later one if given."""
         told_as_of_us = self._delta.transaction_version(dump_hash)
         return told_as_of_us is not None and (as_of is None or told_as_of_us >= microseconds(as_of))
+
+    def has_group(self, group: GroupId) -> bool:
+        """Whether a commit of this group, or of a later one of its writer, is in the log."""
+        number = self._delta.transaction_version(group.application)
+        return number is not None and number >= group.number
+
+    def commit_group(
+        self, files: Sequence[DataFile], group: GroupId, *, operation: str, counts: Mapping[str, int]
+    ) -> int:
+        """Make the written files of a group part of the table in one atomic step and return the new version.
+
+        Raises:
+            CommitConflictError: the table is no longer at `self.version`.
+            TableError: the log cannot be written.
+        """
+        append_files(
+            self._delta,
+            files,
+            EVENT_SCHEMA,
+            PARTITION_COLUMNS,
+            dump_hash=group.application,
+            dump_version=group.number,
+            metadata={"recipe": {"operation": operation, **counts}},
+        )
+        return self._advance()
 
     def commit(
         self,

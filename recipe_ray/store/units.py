@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from recipe_ray.store.order import Events
 from recipe_ray.store.resolve import Resolution
-from recipe_ray.store.schema import FILE_SCHEMA, TIMESTAMP, shard_of
+from recipe_ray.store.schema import FILE_SCHEMA, TIMESTAMP, shard_of, vectors_to_cells
 from recipe_ray.store.staging import STAGED_SCHEMA, RowGroup, Staging, read_staged
 
 UNIT_COLUMN, ENCODE_COLUMN = "unit", "encode"
@@ -114,12 +114,35 @@ def _unpack(bits: bytes, size: int) -> npt.NDArray[np.bool_]:
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=size).astype(np.bool_)
 
 
-def to_events(rows: pa.Table, *, ingested_at: datetime, num_shards: int) -> pa.Table:
-    """Encoded rows of a unit as events, in the columns of the table's schema."""
+def append_vectors(
+    rows: pa.Table, keys_FK: npt.NDArray[Any], prompts_FPD: npt.NDArray[Any], dtype: np.dtype[Any]
+) -> pa.Table:
+    """Add `key` and `prompt_embeddings`: those of the F rows whose `encode` is true, in their order; null in others.
+
+    Raises:
+        TableError: a vector does not fit the dtype.
+    """
+    is_encoded = rows.column(ENCODE_COLUMN).to_numpy()
+    vector_of_row = pa.array(np.cumsum(is_encoded) - 1, mask=~is_encoded)
+    for name, vectors in (("key", keys_FK), ("prompt_embeddings", prompts_FPD)):
+        rows = rows.append_column(name, vectors_to_cells(vectors, dtype).take(vector_of_row))
+    return rows
+
+
+def to_events(rows: pa.Table, *, ingested_at: datetime | pa.Array, num_shards: int) -> pa.Table:
+    """Encoded rows of a unit as events, in the columns of the table's schema.
+
+    Args:
+        rows: STAGED_SCHEMA, `encode`, `key` and `prompt_embeddings`.
+        ingested_at: of all rows, or an Arrow array with that of each.
+        num_shards: of the table.
+    """
     ids: list[Any] = rows.column("fact_id").to_pylist()
     columns: dict[str, Any] = {name: rows.column(name) for name in rows.column_names}
     columns["shard"] = pa.array([shard_of(fact_id, num_shards) for fact_id in ids], pa.int32())
-    columns["ingested_at"] = pa.repeat(pa.scalar(ingested_at, TIMESTAMP), len(rows))
+    if isinstance(ingested_at, datetime):
+        ingested_at = pa.repeat(pa.scalar(ingested_at, TIMESTAMP), len(rows))
+    columns["ingested_at"] = ingested_at
     columns["encoded"] = rows.column(ENCODE_COLUMN)
     names = ["namespace", "shard", *FILE_SCHEMA.names]
     return pa.table({name: columns[name] for name in names})

@@ -28,7 +28,7 @@ def counts(**given):
     return IngestCounts(**given)
 
 
-A, B = 1, 2
+A, B, C, D = 1, 2, 3, 4
 X, Y, Z = 11, 12, 13
 
 
@@ -71,6 +71,14 @@ def test_what_becomes_of_the_rows(table, dump, written, encoded, expected):
     assert np.flatnonzero(found.written_N).tolist() == written
     assert np.flatnonzero(found.encoded_N).tolist() == encoded
     assert found.counts == expected
+
+
+def test_what_became_of_each_row_is_told():
+    table = stored(upsert(A, X, 1, 9), delete(B, 1, 9))
+    dump = [delete(A, 2), upsert(B, Y, 0), delete(B, 3), delete(C, 1), upsert(D, Y, 1), upsert(D, X, 0)]
+    found = resolve(make_events(dump), table, now_us=NOW)
+    assert found.outcomes() == ["deleted", "superseded", "unchanged", "absent", "new", "superseded"]
+    assert found.counts == counts(read=6, deleted=2, unchanged=1, new=1, superseded=2)
 
 
 event_strategy = st.fixed_dictionaries(

@@ -122,7 +122,9 @@ def test_units_cut_what_is_written_into_pieces_in_order(written, size, data):
 
     encoded = [one and data.draw(st.booleans()) for one in written]
     dump = make_events({"identity": 0, "updated": 0, "ingested": 0, "content": row} for row in range(len(written)))
-    resolution = Resolution(written_N=np.array(written), encoded_N=np.array(encoded), counts=None)
+    resolution = Resolution(
+        written_N=np.array(written), encoded_N=np.array(encoded), outcome_N=np.zeros(len(written), np.uint8)
+    )
     units = cut_units(0, dump, resolution, rows_per_unit=size)
     found = []
     for unit in units:

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from recipe_ray.store.delta import log_versions, read_commit
+from recipe_ray.store.table import WRITER_PREFIX
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,7 @@ class Commit:
     Attributes:
         version: the one that it made.
         at: when, UTC, by the clock of its writer.
-        operation: ingest, create, or what maintenance called it; of another writer its own word.
+        operation: ingest, put, create, or what maintenance called it; of another writer its own word.
         dump_hash: of the dump that was ingested; None for others.
         counts: what the writer counted.
         added: partition values and path, below the table, of each file that it added.
@@ -62,7 +63,7 @@ def commit_of(table_uri: str, version: int) -> Commit:
             changes.append(bool(file.get("dataChange", True)))
         elif "remove" in action:
             num_removed += 1
-        elif transaction := action.get("txn"):
+        elif (transaction := action.get("txn")) and not str(transaction["appId"]).startswith(WRITER_PREFIX):
             dump_hash = str(transaction["appId"])
         elif "commitInfo" in action:
             info = action["commitInfo"]

@@ -17,9 +17,13 @@ from recipe_ray.store.parquet import DataFile, check_file, read_batches
 from recipe_ray.store.schema import FILE_SCHEMA, cells_to_vectors, microseconds, shard_of
 from recipe_ray.store.snapshot import read_partition_events
 from recipe_ray.store.stored import Progress, missing_files, silent
-from recipe_ray.store.table import FactTable, Partition
+from recipe_ray.store.table import WRITER_PREFIX, FactTable, Partition
 
 _MAX_NAMED = 3  # ids in one complaint
+
+
+class VersionGoneError(TableError):
+    """Files of an older version were removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,8 @@ def rollback(uri: str, to: int) -> RollbackReport:
 
     Raises:
         CommitConflictError: other writers never pause.
-        TableError: there is no such version, or files of it are gone.
+        VersionGoneError: files of that version are gone.
+        TableError: there is no such version, or another editor encoded it.
         OutputError: the place cannot be read.
     """
     started = time.monotonic()
@@ -74,7 +79,7 @@ def rollback(uri: str, to: int) -> RollbackReport:
         before = {file.path: file for file in table.files()}
         after = {file.path: file for file in old.files()}
         if missing := missing_files(table.uri, list(after)):
-            raise TableError(
+            raise VersionGoneError(
                 f"{table.uri}/{missing[0]}: is gone, as {len(missing)} of the {len(after)} files of version {to}: they "
                 "were vacuumed; roll back to a later version, or ingest the facts anew"
             )
@@ -105,7 +110,7 @@ def _dumps_after(table: FactTable, version: int) -> tuple[UndoneDump, ...]:
         actions = list(read_commit(table.uri, number))
         time_ms = next((action["commitInfo"].get("timestamp") for action in actions if "commitInfo" in action), None)
         for action in actions:
-            if "txn" in action:
+            if "txn" in action and not action["txn"]["appId"].startswith(WRITER_PREFIX):
                 found[action["txn"]["appId"]] = UndoneDump(
                     version=number,
                     dump_hash=action["txn"]["appId"],
