@@ -77,7 +77,7 @@ function answer(place, question, recipe, signal, onRecipe) {
       for (const choice of chunk.choices) {
         if (choice.recipe) onRecipe(choice.recipe);
         text += choice.text;
-        place.textContent = text;
+        place.textContent = text.trimStart(); // a completion begins with a space
       }
     }
     if (!text) place.append(element("em", { text: "(nothing)" }));

@@ -48,7 +48,13 @@ export function showFacts() {
 
 function search(query) {
   return load(async (signal) => {
-    const body = { model: scope.model, query, namespace: scope.namespace, limit: PAGE_SIZE };
+    const body = {
+      model: scope.model,
+      query,
+      namespace: scope.namespace,
+      limit: PAGE_SIZE,
+      min_snapshot: scope.minSnapshot,
+    };
     const found = await call("POST", "facts/search", { body, signal });
     $("fact-list").replaceChildren(...found.facts.map((fact) => row(fact, found.sentinel_score)));
     const above = found.facts.filter((fact) => fact.score > found.sentinel_score).length;

@@ -40,7 +40,7 @@ export function showSnapshots() {
   loading = new AbortController();
   const { signal } = loading;
   return reporting($("snapshots-error"), async () => {
-    const query = { model: scope.model };
+    const query = { model: scope.model, min_snapshot: scope.minSnapshot };
     const [current, { snapshots }] = await Promise.all([
       call("GET", "snapshots/current", { query, signal }),
       call("GET", "snapshots", { query: { ...query, limit }, signal }),
@@ -57,9 +57,10 @@ function showCurrent(current) {
   const numFacts = Object.values(current.num_facts).reduce((sum, num) => sum + num, 0);
   const told = `${counted(numFacts, "fact")} in ${counted(namespaces.length, "namespace")}`;
   $("status").textContent = `${scope.model}: snapshot ${current.snapshot}, ${told}`;
-  const size = `${(current.index_bytes / 1e6).toFixed(1)} MB of index`;
+  const numBytes = current.index_bytes; // null for a key that does not see all namespaces, as are the counts below
+  const size = numBytes === null ? "" : `, ${(numBytes / 1e6).toFixed(1)} MB of index`;
   const closed = current.writable ? "" : " This version is pinned: facts cannot be changed here.";
-  $("current-snapshot").textContent = `Version ${current.snapshot} is served: ${told}, ${size}.${closed}`;
+  $("current-snapshot").textContent = `Version ${current.snapshot} is served: ${told}${size}.${closed}`;
   $("namespaces").replaceChildren(...namespaces.map((namespace) => element("option", { value: namespace })));
   $("add-form").hidden = !current.writable;
   document.body.classList.toggle("pinned", !current.writable); // hides each fact's delete button
@@ -67,7 +68,7 @@ function showCurrent(current) {
 
 function row({ version, committed_at: committedAt, operation, counts }, current) {
   const item = element("li", { tabindex: "-1" });
-  const told = Object.entries(counts).map(([name, count]) => `${name.replaceAll("_", " ")} ${count.toLocaleString()}`);
+  const told = Object.entries(counts ?? {}).map(([name, count]) => `${name.replaceAll("_", " ")} ${count.toLocaleString()}`);
   const serves = version === current.snapshot;
   item.append(
     element(
