@@ -28,17 +28,20 @@ class ApiError(ServiceError):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
-        self.param = param
+        self.message = _sendable(message)
+        self.param = None if param is None else _sendable(param)
         self.code = code
         self.headers = headers or {}
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON of the response."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        if self.status == 429:
-            kind = "rate_limit_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def _sendable(text: str) -> str:
+    """Text that UTF-8 can say: a client's own words in it may hold half a surrogate pair."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def refused(refusal: Refusal) -> ApiError:
