@@ -1,0 +1,181 @@
+"""One prompt that is being completed: what was asked, what was generated, what of it may be told."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from recipe_ray.model.decoding_sampling import NOT_FINITE, Choice, ScoredToken
+from recipe_ray.model.decoding_text import Decode, TextStream, context_of, continuation
+
+Finish = Literal["stop", "length", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One prompt to complete.
+
+    Attributes:
+        prompt_ids: at least one; BOS included where the tokenizer adds one.
+        virtual_PD: continuous prompt, None for the unedited LLM.
+        max_new_tokens: 0 where the prompt alone is to be scored.
+        temperature: 0 is greedy.
+        top_p: smallest set of tokens with this much probability is sampled from.
+        seed: None for one at random.
+        stop: texts before which the text ends.
+        logprobs: alternatives to score beside each new token, None for no scores.
+        prompt_logprobs: score the prompt's tokens too, with as many alternatives.
+        stream: give text as it comes, not at the end alone.
+        continues: the text goes on from the prompt's, rather than standing by itself as an answer in a chat does.
+    """
+
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    virtual_PD: npt.NDArray[np.floating[Any]] | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    stream: bool = False
+    continues: bool = True
+
+    @property
+    def num_virtual(self) -> int:
+        """P, or 0."""
+        return 0 if self.virtual_PD is None else len(self.virtual_PD)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens at the end, virtual ones included."""
+        return len(self.prompt_ids) + self.num_virtual + self.max_new_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What is new of a row.
+
+    Attributes:
+        row: whose.
+        text: whole characters, nothing of a stop text or behind it.
+        tokens: scores of the tokens that the text is made of and of the one that ends it, where asked for.
+        prompt_tokens: scores of the prompt's, once.
+        finish: None while there is more; `failed` where the LLM's scores are no numbers.
+    """
+
+    row: "Row"
+    text: str = ""
+    tokens: tuple[ScoredToken, ...] = ()
+    prompt_tokens: tuple[ScoredToken, ...] = ()
+    finish: Finish | None = None
+
+
+class Row:
+    """A job's state.
+
+    Args:
+        job: what is to be done.
+        decode: text of token ids.
+        eos: tokens that end a text.
+
+    Attributes:
+        job: as given.
+        choice: how its tokens are chosen.
+        new: tokens generated, those of a stop text and end-of-sequence included.
+        prompt_scored: scores of the prompt's tokens, until they are told.
+        cancelled: leaves before the next step.
+    """
+
+    __slots__ = (
+        "_context",
+        "_decode",
+        "_eos",
+        "_num_told",
+        "_scored",
+        "_starts",
+        "_text",
+        "cancelled",
+        "choice",
+        "job",
+        "new",
+        "prompt_scored",
+    )
+
+    def __init__(self, job: Job, decode: Decode, eos: frozenset[int]) -> None:
+        self.job = job
+        self.choice = Choice(
+            temperature=job.temperature,
+            top_p=job.top_p,
+            random=Random(job.seed) if job.temperature > 0 else None,
+        )
+        self.new: list[int] = []
+        self.prompt_scored: list[ScoredToken] = []
+        self.cancelled = False
+        self._decode = decode
+        self._eos = eos
+        self._context = context_of(decode, job.prompt_ids) if job.continues else []
+        # Text is followed token by token only where somebody looks at it before the end.
+        self._text = TextStream(decode, self._context, job.stop) if job.stream or job.stop else None
+        self._scored: list[ScoredToken] = []
+        self._starts: list[int] = []  # where the text of each scored token begins
+        self._num_told = 0  # scored tokens that went out
+
+    def record(self, token: int, scored: ScoredToken | None) -> Piece | None:
+        """Take the next token, NOT_FINITE where there is none; what can be told now."""
+        if token == NOT_FINITE:
+            return Piece(row=self, finish="failed")
+        if self.job.max_new_tokens == 0:
+            return Piece(row=self, prompt_tokens=tuple(self.prompt_scored), finish="length")
+        self.new.append(token)
+        finish: Finish | None = None
+        if token in self._eos:
+            finish = "stop"
+        elif len(self.new) == self.job.max_new_tokens:
+            finish = "length"
+        if scored is not None:
+            self._scored.append(scored)
+            self._starts.append(len(self._text.text) if self._text is not None else 0)
+        if self._text is not None:
+            if token not in self._eos:
+                self._text.push(token)
+            if self._text.stopped:
+                finish = "stop"
+        if finish is not None:
+            return self._end(finish)
+        return self._part(self._text) if self.job.stream and self._text is not None else None
+
+    def _part(self, stream: TextStream) -> Piece | None:
+        """What can be told of a row that goes on."""
+        text = stream.take()
+        until = self._num_told
+        while until < len(self._starts) and self._starts[until] < stream.num_taken:
+            until += 1
+        tokens, self._num_told = tuple(self._scored[self._num_told : until]), until
+        prompt_tokens, self.prompt_scored = tuple(self.prompt_scored), []
+        # The first token is told even where its text is held back: the wait for it is over.
+        if not text and not prompt_tokens and len(self.new) > 1:
+            return None
+        return Piece(row=self, text=text, tokens=tokens, prompt_tokens=prompt_tokens)
+
+    def _end(self, finish: Finish) -> Piece:
+        until = len(self._scored)
+        if self._text is None:
+            shown = self.new[:-1] if self.new[-1] in self._eos else self.new
+            text = continuation(self._decode, self._context, shown)
+        else:
+            text = self._text.finish()
+            if self._text.stopped:
+                finish = "stop"
+                # Of the tokens, those whose text begins before the cut.
+                until = sum(start < self._text.num_taken for start in self._starts)
+        return Piece(
+            row=self,
+            text=text,
+            tokens=tuple(self._scored[self._num_told : until]),
+            prompt_tokens=tuple(self.prompt_scored),
+            finish=finish,
+        )
