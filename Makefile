@@ -9,23 +9,27 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait asleep: spinning, two processes on the same cores slow each other down tenfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: quickstart test check faults format clean
+.PHONY: quickstart test check faults browser format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not faults"
+	$(BIN)/python -m pytest tests -m "not faults and not browser"
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest tests -m faults
+
+browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev,browser]"
+	$(BIN)/python -m pytest tests/browser
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests -m "not ray and not faults"
+	$(BIN)/python -m pytest tests -m "not ray and not faults and not browser"
 
 format: $(STAMP)
 	$(BIN)/ruff format .
