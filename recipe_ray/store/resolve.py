@@ -14,7 +14,7 @@ EXPIRY_MARGIN_US = 3600 * 10**6
 RowOutcome = Literal["new", "changed", "deleted", "absent", "expired", "unchanged", "superseded"]
 """What becomes of a row; see IngestCounts. `absent` is a delete that stands where no fact was live."""
 ROW_OUTCOMES: tuple[RowOutcome, ...] = get_args(RowOutcome)
-_CODES = {name: code for code, name in enumerate(ROW_OUTCOMES)}
+_CODES: dict[str, int] = {name: code for code, name in enumerate(ROW_OUTCOMES)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ _TEXT_COLUMNS = [name for name in FACT_COLUMNS if name != "namespace"]
 _VECTOR_COLUMNS = ["key", "prompt_embeddings"]
 DECIDING_COLUMNS = ["fact_id", *EVENT_COLUMNS]
 """What tells which event of a fact stands."""
-_DECIDING_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in DECIDING_COLUMNS])
+DECIDING_SCHEMA = pa.schema([EVENT_SCHEMA.field(name) for name in DECIDING_COLUMNS])
 ReadBatches = Callable[[str, str, Sequence[str]], Iterable[pa.RecordBatch]]
 """Reads some columns of a data file, given the table's URI and its path; see `read_batches`."""
 
@@ -118,7 +118,7 @@ def read_partition_events(table: FactTable, partition: Partition) -> Events:
         TableError: a file is missing or damaged.
     """
     batches = [batch for path in partition.paths for batch in read_batches(table.uri, path, DECIDING_COLUMNS)]
-    columns = pa.Table.from_batches(batches, _DECIDING_SCHEMA)
+    columns = pa.Table.from_batches(batches, DECIDING_SCHEMA)
     rank_N2 = np.zeros((len(columns), 2), np.uint64)
     if len(columns):
         rank_N2[:, 1] = pc.rank(columns.column("fact_id").combine_chunks(), tiebreaker="dense").to_numpy()
@@ -226,4 +226,4 @@ def identities(namespace: str, fact_ids: list[str]) -> Hashes:
 
 
 def _no_events() -> Events:
-    return events_of(_DECIDING_SCHEMA.empty_table(), np.empty((0, 2), np.uint64), place="")
+    return events_of(DECIDING_SCHEMA.empty_table(), np.empty((0, 2), np.uint64), place="")

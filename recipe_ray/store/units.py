@@ -129,12 +129,12 @@ def append_vectors(
     return rows
 
 
-def to_events(rows: pa.Table, *, ingested_at: datetime | pa.Array, num_shards: int) -> pa.Table:
+def to_events(rows: pa.Table, *, ingested_at: Any, num_shards: int) -> pa.Table:
     """Encoded rows of a unit as events, in the columns of the table's schema.
 
     Args:
         rows: STAGED_SCHEMA, `encode`, `key` and `prompt_embeddings`.
-        ingested_at: of all rows, or an Arrow array with that of each.
+        ingested_at: a datetime for all rows, or an Arrow array with that of each.
         num_shards: of the table.
     """
     ids: list[Any] = rows.column("fact_id").to_pylist()
