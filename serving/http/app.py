@@ -1,134 +1,148 @@
-"""The HTTP interface as an ASGI application over two callables; knows nothing of Ray or torch."""
+"""The HTTP interface as an ASGI application over a Service; knows nothing of Ray or torch."""
 
-import asyncio
 import time
-import uuid
-from collections.abc import Sequence
-from typing import Any, Protocol
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException as RoutingException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import errors
+from serving.console.router import router as console_router
 from serving.errors import ApiError
-from serving.messages import Completion, Finding, Lookup, Prompt, Refusal
-from serving.openai import CompletionRequest, completion_body, parse_request
+from serving.http.access import AccessMiddleware
+from serving.http.chat import router as chat_router
+from serving.http.completions import router as completions_router
+from serving.http.context import Service
+from serving.http.facts import router as facts_router
+from serving.http.models import router as models_router
+from serving.http.observe import CLIENT_LEFT, ObserveMiddleware
+from serving.http.openapi import ERRORS, complete_document
+from serving.http.wire import bad_request, invalid_json
 
-MAX_BODY_BYTES = 1 << 20
+_ROUTERS = (models_router, completions_router, chat_router, facts_router, console_router)
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_SHOWN_CHARS = 200  # of a path in a message about it
 
 
-class Backend(Protocol):
-    """What the interface calls; both methods raise ApiError where the part behind them cannot answer."""
-
-    async def find(self, lookups: Sequence[Lookup]) -> list[Finding]:
-        """Which fact to apply to each query."""
-
-    async def complete(self, prompts: Sequence[Prompt]) -> list[Completion | Refusal]:
-        """Complete each prompt, or say why not."""
-
-
-def create_http_app(
-    backend: Backend, *, model_name: str, namespace: str, snapshot: int, max_new_tokens: int, timeout_s: float
-) -> FastAPI:
+def create_http_app(service: Service) -> FastAPI:
     """Build the application.
 
     Args:
-        backend: retriever and engine.
-        model_name: the one model served.
-        namespace: of requests that name none.
-        snapshot: version of the table that the backend serves.
-        max_new_tokens: most a request may ask for.
-        timeout_s: seconds after which a request is given up.
+        service: models, keys, limits, and who counts.
     """
-    # No pages of documentation: they load their scripts from elsewhere. Redirects would not have OpenAI's shape.
-    app = FastAPI(title="recipe-ray", docs_url=None, redoc_url=None, redirect_slashes=False)
-    started = int(time.time())
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> JSONResponse:
-        body = await _read_body(request)
-        asked = parse_request(body, model_name=model_name, max_new_tokens=max_new_tokens)
-        try:
-            async with asyncio.timeout(timeout_s):
-                answers = await _answer(backend, asked, namespace)
-        except TimeoutError as error:
-            raise errors.timed_out(timeout_s) from error
-        return JSONResponse(
-            completion_body(
-                completion_id=f"cmpl-{uuid.uuid4().hex}",
-                created=int(time.time()),
-                model_name=model_name,
-                snapshot=snapshot,
-                answers=answers,
-            )
-        )
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        model = {"id": model_name, "object": "model", "created": started, "owned_by": "recipe-ray"}
-        return {"object": "list", "data": [model]}
-
-    @app.get("/healthz")
-    async def healthz() -> dict[str, Any]:
-        return {"status": "ok", "model": model_name, "snapshot": snapshot}
-
+    app = FastAPI(
+        title="recipe-ray",
+        description="OpenAI's completions and chats of a frozen LLM, edited by the facts that a prompt is about.",
+        # No pages of documentation: they load their scripts from elsewhere. Redirects would not have OpenAI's shape.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=ERRORS,
+        middleware=[
+            Middleware(ObserveMiddleware, service),
+            Middleware(AccessMiddleware, service),
+            Middleware(_IntakeMiddleware, service.limits.body_bytes),
+        ],
+    )
+    app.state.service = service
+    app.state.started = int(time.time())
+    for router in _ROUTERS:
+        app.include_router(router)
     app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_exception)
-    app.add_exception_handler(Exception, _our_fault)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(RoutingException, _http_exception)
+    app.add_exception_handler(ClientDisconnect, _client_left)
+    complete_document(app, service.limits)
     return app
 
 
-async def _answer(backend: Backend, asked: CompletionRequest, namespace: str) -> list[tuple[Finding, Completion]]:
-    findings = await _findings(backend, asked, namespace)
-    prompts = [
-        Prompt(text=text, edit=finding.edit, max_tokens=asked.max_tokens, stop=asked.stop_texts)
-        for text, finding in zip(asked.prompts, findings, strict=True)
-    ]
-    answers = []
-    for finding, completion in zip(findings, await backend.complete(prompts), strict=True):
-        if isinstance(completion, Refusal):
-            raise ApiError(400, completion.message, param="prompt", code=completion.code)
-        answers.append((finding, completion))
-    return answers
+class _TooLargeError(HTTPException):
+    """Of FastAPI's kind, which it lets through where it reads a body."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(413, f"the body is larger than {max_bytes} bytes; send it in several requests")
 
 
-async def _findings(backend: Backend, asked: CompletionRequest, namespace: str) -> list[Finding]:
-    if not asked.recipe.edits:
-        unedited = Finding(edit=None, declined="edits_off", score=None, sentinel_score=None)
-        return [unedited] * len(asked.prompts)
-    # The query is the prompt alone: an answer's words in it would give the fact away (paper section 4.2).
-    return await backend.find(
-        [
-            Lookup(query=asked.recipe.query or text, namespace=asked.recipe.namespace or namespace)
-            for text in asked.prompts
-        ]
-    )
+class _IntakeMiddleware:
+    """Refuses bodies that are too large, announced or not, and what another site's page makes a browser send.
+
+    Such a page may send a POST to any address, loopback too, and only cannot read the answer. FastAPI takes no body
+    that is not announced as JSON, which such a page cannot do; this refuses the requests without a body.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        if scope["method"] not in _SAFE_METHODS and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            error = ApiError(403, "a page of another site sent this; use the API from elsewhere", code="cross_site")
+            await _response(error)(scope, receive, send)
+            return
+        announced = headers.get("content-length", "")
+        is_too_large = announced.isdecimal() and int(announced) > self._max_bytes
+        num_bytes = 0
+
+        async def limited() -> Message:
+            nonlocal num_bytes
+            message = {"type": "http.request"} if is_too_large else await receive()
+            num_bytes += len(message.get("body", b""))
+            if is_too_large or num_bytes > self._max_bytes:
+                raise _TooLargeError(self._max_bytes)
+            return message
+
+        await self._app(scope, limited, send)
 
 
-async def _read_body(request: Request) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"the body is larger than {MAX_BODY_BYTES} bytes; send fewer prompts", code="too_large")
-    return bytes(body)
+def _response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
 
 
 async def _api_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+    return _response(error)
+
+
+async def _validation_error(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return _response(bad_request(error.errors()))
 
 
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
-    """What the router says: no such path, or no such method."""
-    assert isinstance(error, HTTPException)
+    """What the router says (no such path, or no such method), and what is said of a body that cannot be read."""
+    assert isinstance(error, RoutingException)
+    if error.status_code == 413:
+        return _response(ApiError(413, error.detail, code="too_large"))
+    if error.status_code == 400:
+        return _response(invalid_json("it is not UTF-8, nested too deeply, or holds too large a number"))
     place = f"{request.method} {request.url.path}"
-    message = f"{place} is not offered; see POST /v1/completions, GET /v1/models and GET /healthz"
-    shaped = ApiError(error.status_code, message, code="not_found", headers=dict(error.headers or {}))
-    return await _api_error(request, shaped)
+    message = f"{place[:_SHOWN_CHARS]} is not offered; GET /openapi.json describes what is"
+    if error.status_code != 405:
+        return _response(ApiError(error.status_code, message, code="not_found"))
+    headers = {"Allow": ", ".join(_methods(request))}
+    return _response(ApiError(405, message, code="method_not_allowed", headers=headers))
 
 
-async def _our_fault(request: Request, error: Exception) -> JSONResponse:
-    """Shapes the answer only; the server logs the traceback."""
-    return await _api_error(request, errors.failed())
+def _methods(request: Request) -> list[str]:
+    """Of all routes of a path; the router names those of the first alone."""
+    allowed: set[str] = set()
+    for router in (request.app.router, *_ROUTERS):
+        for route in router.routes:
+            if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE:
+                allowed |= route.methods or set()
+    return sorted(allowed)
+
+
+async def _client_left(request: Request, error: Exception) -> Response:
+    """Nobody reads it; it tells the log."""
+    return Response(status_code=CLIENT_LEFT)

@@ -39,7 +39,7 @@ class Wire(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # `typing` would take (0,) and (False,) for the same mark
 class Neutral:
     """Marks a field of OpenAI's that is not offered: it is taken where it would change nothing, and else refused.
 
