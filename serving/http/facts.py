@@ -262,7 +262,7 @@ def _namespace(request: Request, entry: ModelEntry, given: str | None) -> str:
     caller = caller_of(request)
     if given is None:
         return caller.default_namespace(entry.namespace)
-    namespace = " ".join(given.split())
+    namespace = _deletion("any", given, param="namespace").namespace
     if not caller.sees(namespace):
         raise errors.namespace_not_found(namespace, param="namespace")
     return namespace
@@ -289,6 +289,7 @@ def _of_id(
 
 
 def _deletion(fact_id: str, namespace: str, *, param: str) -> Fact:
+    """The event that deletes a fact, checked as any event is."""
     try:
         return fact_from_record({"id": fact_id, "namespace": namespace, "op": "delete"}, place=param)
     except FactError as error:
