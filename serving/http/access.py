@@ -64,8 +64,12 @@ class Caller:
         """Whether the model is one of its own."""
         return self.models is None or model in self.models
 
-    def default_namespace(self, of_model: str) -> str:
+    def default_namespace(self, of_model: str, *, param: str = "namespace") -> str:
         """Namespace of a request that names none: the key's single one, else the model's.
+
+        Args:
+            of_model: the model's.
+            param: the request's field that could have named it.
 
         Raises:
             ApiError: 400 where the key has several, and the model's is none of them.
@@ -75,8 +79,8 @@ class Caller:
         if not self.sees(of_model):
             raise ApiError(
                 400,
-                "'namespace' is missing, and this key has several; name one of them",
-                param="namespace",
+                f"'{param}' is missing, and this key has several; name one of them",
+                param=param,
                 code="missing_namespace",
             )
         return of_model
@@ -171,7 +175,7 @@ class AccessMiddleware:
 def _is_open(scope: AsgiScope) -> bool:
     """Whether a path asks for no key; all others do, so that a new route is not open by mistake."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path in _OPEN_PATHS or path.startswith(_OPEN_BELOW)
+    return path in _OPEN_PATHS or (path.startswith(_OPEN_BELOW) and ".." not in path)
 
 
 def _secret(headers: Headers) -> str:

@@ -198,7 +198,9 @@ def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, queries
         namespace = " ".join(recipe.namespace.split())  # as the table spells it
         caller.check("infer", namespace, param="recipe.namespace")
         return namespace
-    return entry.namespace if isinstance(queries, str) else caller.default_namespace(entry.namespace)
+    if isinstance(queries, str):
+        return entry.namespace
+    return caller.default_namespace(entry.namespace, param="recipe.namespace")
 
 
 def query_of(text: str, num_chars: int) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeGuard
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -191,6 +192,7 @@ _CONTENT_SCHEMA = {
 Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
 StopTexts = Annotated[tuple[str, ...], PlainValidator(_stop_texts), WithJsonSchema(_STOP_SCHEMA)]
 Content = Annotated[str, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)]
+Text = Annotated[str, AfterValidator(_whole)]
 Words = Annotated[str, PlainValidator(_words), WithJsonSchema(_TEXT_SCHEMA)]
 Version = Annotated[int, Field(ge=0, le=MAX_INT64)]
 
@@ -236,7 +238,7 @@ class StreamOptions(Wire):
 class GenerationBody(Wire):
     """What completions and chats have in common."""
 
-    model: str | None = Field(default=None, description="One of GET /v1/models; the first of them if not given.")
+    model: Text | None = Field(default=None, description="One of GET /v1/models; the first of them if not given.")
     temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(
         default=None,
         description="0 if not given, which is greedy (OpenAI's default is 1): what a fact says is not left to chance.",
@@ -252,7 +254,7 @@ class GenerationBody(Wire):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     recipe: RecipeOptions | None = None
-    user: str | None = Field(default=None, description="Taken, and not used.")
+    user: Text | None = Field(default=None, description="Taken, and not used.")
     presence_penalty: Annotated[Any, Neutral((0,))] = None
     frequency_penalty: Annotated[Any, Neutral((0,))] = None
     logit_bias: Annotated[Any, Neutral(({},))] = None
@@ -311,10 +313,10 @@ class ChatRequest(GenerationBody):
     )
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    metadata: dict[str, str] | None = Field(default=None, description="Taken, and not kept.")
+    metadata: dict[Text, Text] | None = Field(default=None, description="Taken, and not kept.")
     store: Annotated[Any, Neutral((False,))] = None
-    safety_identifier: str | None = Field(default=None, description="Taken, and not used.")
-    prompt_cache_key: str | None = Field(default=None, description="Taken, and not used.")
+    safety_identifier: Text | None = Field(default=None, description="Taken, and not used.")
+    prompt_cache_key: Text | None = Field(default=None, description="Taken, and not used.")
     response_format: Annotated[Any, Neutral(({"type": "text"},))] = None
     modalities: Annotated[Any, Neutral((["text"],))] = None
     service_tier: Annotated[Any, Neutral(("auto", "default"))] = None

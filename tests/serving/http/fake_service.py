@@ -120,8 +120,10 @@ class FakeBackend:
                     num_new_tokens=number + 1,
                 )
         finally:
-            await asyncio.sleep(0)  # a clean-up that takes a moment, as a cancellation over a network does
-            self.num_open -= 1
+            try:
+                await asyncio.sleep(0)  # a clean-up that takes a moment, as a cancellation over a network does
+            finally:
+                self.num_open -= 1
 
     async def status(self):
         if not self.is_ready:
