@@ -188,8 +188,8 @@ def key(key_id, scopes, namespaces="*", **values):
     )
 
 
-def access_of(*keys):
-    """Access by these keys, or open where there are none."""
+def access_of(keys):
+    """Access by these keys, as the list holds them at the time; open where there are none."""
 
     async def keyring():
         return Keyring(keys)
@@ -201,12 +201,13 @@ class Client:
     """The application of one or more backends, asked as over the network."""
 
     def __init__(self, *keys, models=("m",), **limits):
+        self.keys = list(keys)
         self.backends = {name: MemoryBackend() for name in models}
         self.backend = self.backends[models[0]]
         self.observer = Recorder()
         self.service = Service(
             models={name: ModelEntry(name=name, backend=backend) for name, backend in self.backends.items()},
-            access=access_of(*keys),
+            access=access_of(self.keys),
             limits=Limits(**limits),
             observer=self.observer,
         )
