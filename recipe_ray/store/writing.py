@@ -14,12 +14,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from recipe_ray.config import EditorIdentity
-from recipe_ray.errors import FactError
+from recipe_ray.errors import FactError, TableError
 from recipe_ray.facts import Fact
 from recipe_ray.store.delta import CommitConflictError, log_versions, read_commit, retrying
 from recipe_ray.store.file_cache import FileCache
 from recipe_ray.store.order import Events, concatenate, last_events
 from recipe_ray.store.parquet import write_events
+from recipe_ray.store.pointer import read_pointer
 from recipe_ray.store.resolve import Resolution, RowOutcome, resolve
 from recipe_ray.store.schema import TIMESTAMP, identity_hash, microseconds, shard_of
 from recipe_ray.store.snapshot import read_events
@@ -80,7 +81,7 @@ def write_facts(
     A group whose commit is in the log already is told from there, and nothing is written.
 
     Args:
-        table_uri: of the table.
+        table_uri: of the table, where it lies: versions of another place are counted anew, so nobody is led on.
         facts: events, of one id several if need be.
         encode: encodes statements; is asked of each at most once.
         identity: of the editor that encodes.
@@ -91,8 +92,8 @@ def write_facts(
     Raises:
         UnfitFactsError: vectors are not finite in the table's dtype.
         CommitConflictError: other writers never pause.
-        TableError: the table is not there, was encoded by another editor, is damaged, or the log cannot be written. Of
-            a group that failed in its commit only the same group tells whether it was written.
+        TableError: the table is not there, moved, was encoded by another editor, is damaged, or the log cannot be
+            written. Of a group that failed in its commit only the same group tells whether it was written.
         OutputError: the place cannot be written.
     """
     writing = _Writing(
@@ -143,7 +144,9 @@ class _Writing:
         Raises:
             CommitConflictError: it was not the last any more.
         """
-        table = FactTable.open(self.table_uri)
+        if moved := read_pointer(self.table_uri):
+            raise TableError(f"{self.table_uri}: moved to {moved.to}; write there, with the editor of that table")
+        table = FactTable.open(self.table_uri, moved=False)
         table.check_editor(self.identity)
         if table.has_group(self.group):
             return self._told(table)

@@ -18,6 +18,7 @@ from recipe_ray.facts import Fact
 from recipe_ray.store import writing as module
 from recipe_ray.store.delta import CommitConflictError
 from recipe_ray.store.file_cache import FileCache
+from recipe_ray.store.pointer import write_pointer
 from recipe_ray.store.reading.commits import commit_of
 from recipe_ray.store.schema import microseconds
 from recipe_ray.store.snapshot import read_snapshot
@@ -171,6 +172,13 @@ def test_a_table_of_another_editor_is_refused(uri, write, identity, encoder):
     with pytest.raises(TableError, match="encoded by the editor with fingerprint f00d"):
         write_facts(uri, [put("a", "x")], encoder, identity=other, group=GroupId(writer="w", number=0))
     assert encoder.asked == []
+
+
+def test_a_table_that_moved_is_written_no_more(uri, write, tmp_path):
+    write_pointer(uri, str(tmp_path / "elsewhere"), from_version=0)
+    with pytest.raises(TableError, match="moved to .*elsewhere; write there"):
+        write(put("a", "x"))
+    assert num_data_files(uri) == 0
 
 
 def test_a_crash_before_the_commit_leaves_the_table_as_it_was(uri, write, monkeypatch):
