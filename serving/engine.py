@@ -1,101 +1,121 @@
-"""The generation engine: the frozen LLM, with prompts of concurrent requests completed in one batch."""
+"""The generation engine as Ray Serve runs it: one frozen LLM a replica, on transformers or on vLLM."""
 
-import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-from ray import serve
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipe_ray.config import PromptPosition
-from serving.messages import Completion, Edit, Prompt, Refusal
+from recipe_ray.errors import ConfigError
+from serving.engines.protocol import Engine
+from serving.messages import Chunk, Completion, GenerationRequest, Refusal
 
 if TYPE_CHECKING:
-    from recipe_ray.model.llm import FrozenLLM
+    from recipe_ray.model.llm import LLMDtype, Quantization
 
-DEFAULT_MAX_TOKENS = 16  # of OpenAI's completions
+EngineKind = Literal["transformers", "vllm"]
 
 
-class CompletionEngine:
-    """Greedy completion, edited and unedited prompts side by side."""
+def build_engine(
+    *,
+    llm: str,
+    kind: EngineKind = "transformers",
+    device: str = "auto",
+    position: PromptPosition = "first",
+    max_batch_size: int = 32,
+    max_cached_tokens: int | None = None,
+    dtype: "LLMDtype" = "auto",
+    quantization: "Quantization | None" = None,
+    trust_remote_code: bool = False,
+    safetensors_only: bool = True,
+    tensor_parallel: int = 1,
+    options: Mapping[str, Any] | None = None,
+) -> Engine:
+    """Load an LLM into an engine.
 
-    def __init__(self, llm: "FrozenLLM") -> None:
-        self._llm = llm
+    Args:
+        llm: frozen LLM, by Hugging Face id, path or `testbed`.
+        kind: what runs it.
+        device: auto, cpu, cuda or cuda:N.
+        position: where the virtual tokens of edits stand.
+        max_batch_size: prompts completed together.
+        max_cached_tokens: of transformers: prompts in the batch times the length that the longest may reach; None for
+            what the memory allows.
+        dtype: of the weights; auto is bfloat16 on a GPU and float32 on a CPU.
+        quantization: of transformers: linear layers in int8 or int4, by bitsandbytes.
+        trust_remote_code: run Python that the LLM's repository brings along.
+        safetensors_only: refuse weights in other formats, which are pickles.
+        tensor_parallel: of vLLM: GPUs that the LLM is spread over.
+        options: of vLLM: more arguments of its engine.
 
-    def complete(self, prompts: Sequence[Prompt]) -> list[Completion | Refusal]:
-        """Complete prompts, or say of each why not.
+    Raises:
+        ConfigError: options that the engine does not have, a device or a package that this machine lacks.
+        ModelError: no such LLM, or one that the engine cannot run.
+    """
+    # Imported here: of the replicas only those that hold a model need to load what runs one.
+    if kind == "vllm":
+        _refuse(kind, quantization=quantization, max_cached_tokens=max_cached_tokens)
+        from serving.engines.vllm import VllmEngine
 
-        The LLM runs a batch with one length and one set of stop texts, so prompts are grouped by them.
-        """
-        answers: dict[int, Completion | Refusal] = {}
-        groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for place, prompt in enumerate(prompts):
-            room = self._room_for(prompt)
-            if isinstance(room, Refusal):
-                answers[place] = room
-            else:
-                groups.setdefault((room, prompt.stop), []).append(place)
-        for (max_tokens, stop), places in groups.items():
-            alike = self._complete_alike([prompts[place] for place in places], max_tokens, stop)
-            answers.update(zip(places, alike, strict=True))
-        return [answers[place] for place in range(len(prompts))]
-
-    def _room_for(self, prompt: Prompt) -> int | Refusal:
-        """How many new tokens to allow: what was asked for or nothing, or a default that takes what is left."""
-        num_tokens = self._llm.count_tokens(prompt.text)
-        num_virtual = 0 if prompt.edit is None else len(prompt.edit.prompt_PD)
-        asked = prompt.max_tokens or 1
-        if num_tokens == 0:
-            return Refusal(message="'prompt' has no tokens; give text to complete", code="empty_prompt")
-        if num_tokens + num_virtual + asked > self._llm.max_length:
-            return Refusal(
-                message=f"the context of {self._llm.name} is {self._llm.max_length} tokens, but 'prompt' has "
-                f"{num_tokens}, the edit {num_virtual} and the completion {asked}; "
-                "shorten 'prompt' or lower 'max_tokens'",
-                code="context_length_exceeded",
-            )
-        return prompt.max_tokens or min(DEFAULT_MAX_TOKENS, self._llm.max_length - num_tokens - num_virtual)
-
-    def _complete_alike(self, prompts: list[Prompt], max_tokens: int, stop: tuple[str, ...]) -> list[Completion]:
-        edits = [prompt.edit for prompt in prompts]
-        generations = self._llm.generate(
-            [prompt.text for prompt in prompts],
-            [None if edit is None else edit.prompt_PD for edit in edits],
-            max_new_tokens=max_tokens,
-            position=_position(edits),
-            stop=stop,
+        ours: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+        if safetensors_only:
+            ours |= {"load_format": "safetensors"}
+        return VllmEngine(
+            llm=llm,
+            position=position,
+            max_batch_size=max_batch_size,
+            tensor_parallel=tensor_parallel,
+            dtype=dtype,
+            device=device,
+            options=ours | dict(options or {}),
         )
-        return [
-            Completion(
-                text=generation.text,
-                finish_reason=generation.finish_reason,
-                num_prompt_tokens=generation.num_prompt_tokens,
-                num_new_tokens=len(generation.token_ids),
-            )
-            for generation in generations
-        ]
+    _refuse(kind, tensor_parallel=None if tensor_parallel == 1 else tensor_parallel, options=options or None)
+    from recipe_ray.model.llm import load_llm
+    from serving.engines.transformers import TransformersEngine
 
-
-def _position(edits: Sequence[Edit | None]) -> PromptPosition:
-    positions = {edit.position for edit in edits if edit is not None}
-    assert len(positions) <= 1, f"edits of two editors in one batch: {positions}"
-    return positions.pop() if positions else "first"
+    return TransformersEngine(
+        load_llm(
+            llm,
+            device,
+            dtype=dtype,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+            safetensors_only=safetensors_only,
+        ),
+        position=position,
+        max_batch_size=max_batch_size,
+        max_cached_tokens=max_cached_tokens,
+    )
 
 
 class EngineDeployment:
-    """Holds the LLM; batches prompts of concurrent requests, one batch at a time."""
+    """One engine, ready once it has answered; arguments are those of `build_engine`."""
 
-    def __init__(self, *, llm: str, device: str, max_batch_size: int, batch_wait_s: float) -> None:
-        # Here, not above: of the replicas only those that hold a model need to load what reads one.
-        from recipe_ray.model.llm import load_llm
+    # Serve awaits it, and counts the replica as started no sooner: the first user does not wait for the warm-up.
+    async def __init__(self, **arguments: Any) -> None:  # type: ignore[misc]
+        self._engine = build_engine(**arguments)
+        await self._engine.warm_up()
 
-        self._engine = CompletionEngine(load_llm(llm, device))
-        batched = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait_s)
-        self._complete_batch = batched(self._complete_together)
+    async def complete(self, request: GenerationRequest) -> Completion | Refusal:
+        """See `Engine.complete`."""
+        return await self._engine.complete(request)
 
-    async def complete(self, prompt: Prompt) -> Completion | Refusal:
-        """See `CompletionEngine.complete`."""
-        return await self._complete_batch(prompt)
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk | Refusal, None]:
+        """See `Engine.stream`."""
+        pieces = cast("AsyncGenerator[Chunk | Refusal, None]", self._engine.stream(request))
+        async with aclosing(pieces):  # when Serve drops this generator, the row leaves at once
+            async for piece in pieces:
+                yield piece
 
-    async def _complete_together(self, prompts: list[Prompt]) -> list[Completion | Refusal]:
-        # One thread at a time uses the tokenizer and the LLM; the loop stays free to gather the next batch.
-        return await asyncio.to_thread(self._engine.complete, prompts)
+    def check_health(self) -> None:
+        """Serve asks, and replaces the replica if this raises."""
+        self._engine.check_health()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_engine"):  # the LLM was loaded
+            self._engine.close()
+
+
+def _refuse(kind: EngineKind, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(f"{name} is {value!r}, but the engine is {kind}, which has no such option; leave it out")

@@ -64,6 +64,7 @@ class Piece:
         text: whole characters, nothing of a stop text or behind it.
         tokens: scores of the tokens that the text is made of and of the one that ends it, where asked for.
         prompt_tokens: scores of the prompt's, once.
+        num_new_tokens: so far.
         finish: None while there is more; `failed` where the LLM's scores are no numbers.
     """
 
@@ -71,6 +72,7 @@ class Piece:
     text: str = ""
     tokens: tuple[ScoredToken, ...] = ()
     prompt_tokens: tuple[ScoredToken, ...] = ()
+    num_new_tokens: int = 0
     finish: Finish | None = None
 
 
@@ -159,7 +161,7 @@ class Row:
         # The first token is told even where its text is held back: the wait for it is over.
         if not text and not prompt_tokens and len(self.new) > 1:
             return None
-        return Piece(row=self, text=text, tokens=tokens, prompt_tokens=prompt_tokens)
+        return Piece(row=self, text=text, tokens=tokens, prompt_tokens=prompt_tokens, num_new_tokens=len(self.new))
 
     def _end(self, finish: Finish) -> Piece:
         until = len(self._scored)
@@ -177,5 +179,6 @@ class Row:
             text=text,
             tokens=tuple(self._scored[self._num_told : until]),
             prompt_tokens=tuple(self.prompt_scored),
+            num_new_tokens=len(self.new),
             finish=finish,
         )

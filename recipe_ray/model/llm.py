@@ -3,6 +3,7 @@
 Shape letters: B rows, T padded length, A answer length, P virtual tokens, D LLM width, V vocabulary.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -16,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -24,11 +26,15 @@ from transformers import (
 )
 
 from recipe_ray.config import PromptPosition
-from recipe_ray.errors import EditorError, ModelError
+from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.hub import is_bidirectional, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows
 
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
+
+LLMDtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["int8", "int4"]
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,21 +238,60 @@ class _StopAtText(StoppingCriteria):
         )
 
 
-def load_llm(name: str, device: str = "auto") -> FrozenLLM:
-    """Load a causal LM by Hugging Face id, path or `testbed`: bfloat16 on a GPU, float32 on a CPU.
+def load_llm(
+    name: str,
+    device: str = "auto",
+    *,
+    dtype: LLMDtype = "auto",
+    quantization: Quantization | None = None,
+    trust_remote_code: bool = False,
+    safetensors_only: bool = False,
+) -> FrozenLLM:
+    """Load a causal LM by Hugging Face id, path or `testbed`.
+
+    Args:
+        name: which.
+        device: auto, cpu, cuda or cuda:N.
+        dtype: of its weights; auto is bfloat16 on a GPU and float32 on a CPU.
+        quantization: of its linear layers, by bitsandbytes; everything else keeps `dtype`.
+        trust_remote_code: run Python that its repository brings along.
+        safetensors_only: refuse weights in other formats, which are pickles.
 
     Raises:
         ModelError: not there, not a causal LM, or unreadable.
-        ConfigError: a device that this machine lacks.
+        ConfigError: a device or a package that this machine lacks.
     """
     where = pick_device(device)
     source = model_source(name, "llm")
+    weights = _DTYPES.get(dtype, torch.bfloat16 if where.type == "cuda" else torch.float32)
+    options: dict[str, Any] = {"use_safetensors": True} if safetensors_only else {}
+    if quantization is not None:
+        options |= {"quantization_config": _bitsandbytes(quantization, weights), "device_map": {"": where}}
     with loading(name, "LLM"):
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.bfloat16 if where.type == "cuda" else torch.float32
+            source, dtype=weights, trust_remote_code=trust_remote_code, **options
         )
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    return FrozenLLM(model.to(where), tokenizer, name=name)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    # Quantised weights are put there while they are read, and refuse to move.
+    return FrozenLLM(model if quantization is not None else model.to(where), tokenizer, name=name)
+
+
+def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How to quantise: LLM.int8(), or NF4 with scales quantised too."""
+    for package in ("bitsandbytes", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"quantization is {quantization}, which needs the package {package}; "
+                "pip install bitsandbytes accelerate, or leave quantization out"
+            )
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def llm_width(name: str) -> int:

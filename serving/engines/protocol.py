@@ -24,7 +24,8 @@ class Engine(Protocol):
     def stream(self, request: GenerationRequest) -> AsyncIterator[Chunk | Refusal]:
         """Complete a prompt piece by piece; closing the iterator stops the work on it.
 
-        A refusal is the only thing its iterator gives; otherwise the last chunk alone has a `finish_reason`.
+        The last chunk alone has a `finish_reason`. A refusal is the last thing that the iterator gives, and the only
+        one but where the engine fails midway.
         """
 
     async def warm_up(self) -> None:
