@@ -174,6 +174,7 @@ class IngressDeployment:
     """Takes HTTP requests; holds the query encoders that are no deployments of their own."""
 
     def __init__(self, parts: Sequence[ModelParts], *, keys: str | None, limits: Limits) -> None:
+        _log_as_serve_does()
         self._observer: Observer = RayObserver()
         self._entries = {part.name: _entry(part) for part in parts}
         self._service = Service(
@@ -198,6 +199,14 @@ class IngressDeployment:
                 with contextlib.suppress(ApiError):  # a part is away: the requests say so
                     _tell(self._observer, name, await entry.backend.status())
             await asyncio.sleep(_STATUS_EVERY_S)
+
+
+def _log_as_serve_does() -> None:
+    """Send the lines about requests and writes where Serve's own go; its level silences those of requests alone."""
+    ours = logging.getLogger("recipe_ray")
+    ours.handlers, ours.propagate = logger.handlers, False
+    logging.getLogger("recipe_ray.access").setLevel(logger.level)
+    logging.getLogger("recipe_ray.audit").setLevel(logging.INFO)
 
 
 def _tell(observer: Observer, name: str, status: ModelStatus) -> None:
