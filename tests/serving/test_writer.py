@@ -486,3 +486,17 @@ def test_the_deployment_encodes_with_the_editor_of_the_table(tmp_path, editor, e
     np.testing.assert_array_equal(snapshot.keys_FK, keys_FK)
     np.testing.assert_array_equal(snapshot.prompts_FPD, prompts_FPD)
     assert isinstance(WriterDeployment(table=uri, editor="no editor", version=1)._writer, PinnedWriter)
+
+
+def test_a_table_on_s3_is_written_followed_and_rolled_back(s3):
+    uri = FactTable.create_or_open(f"{s3}/table", IDENTITY).uri
+
+    async def scenario(writer):
+        own = await writer.write([put("a")])
+        await asyncio.to_thread(elsewhere, uri, put("b"))
+        return own.snapshot, await writer.wait_for(1, 30), await writer.activate(1), await writer.snapshots(2)
+
+    own, followed, activated, told = run(uri, scenario)
+    assert (own, followed, activated.version) == (1, 2, 3)
+    assert [info.version for info in told] == [3, 2]
+    assert live(uri) == {"a": "text"}
