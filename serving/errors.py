@@ -1,5 +1,7 @@
 """Errors as a client of the HTTP interface sees them, in OpenAI's shape."""
 
+from typing import Any
+
 from recipe_ray.errors import ServiceError
 from serving.messages import Refusal
 
@@ -33,10 +35,18 @@ class ApiError(ServiceError):
         self.code = code
         self.headers = headers or {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Parts of the application raise it to each other."""
+        return _made_again, (self.status, self.message, self.param, self.code, self.headers)
+
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON of the response."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def _made_again(status: int, message: str, param: str | None, code: str | None, headers: dict[str, str]) -> ApiError:
+    return ApiError(status, message, param=param, code=code, headers=headers)
 
 
 def _sendable(text: str) -> str:

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from recipe_ray.errors import RecipeError
 from serving import errors
 from serving.engines.protocol import UNSUPPORTED
 from serving.errors import ApiError
@@ -165,6 +166,9 @@ def named_failures() -> Iterator[None]:
     except RayTaskError as error:
         if isinstance(error.cause, ApiError):
             raise error.cause from error
+        if isinstance(error.cause, RecipeError):  # storage, or the table: not the request's fault, and it may pass
+            logger.warning("a part of the application cannot work: %s", error.cause)
+            raise errors.unavailable() from error
         logger.exception("a part of the application failed")
         raise errors.failed() from error
 

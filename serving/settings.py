@@ -9,7 +9,7 @@ from recipe_ray.errors import ConfigError
 from recipe_ray.facts import DEFAULT_NAMESPACE
 
 INGRESS_CPUS = 0.1  # of an ingress that parses and waits; one that retrieves takes a model's retriever_cpus beside
-WRITER_CPUS = 0.1  # it waits, most of the time
+WRITER_CPUS = 0.3  # it waits, most of the time, and encodes what is put
 SHARD_CPUS = 0.25
 
 
