@@ -268,8 +268,7 @@ class Decoder:
             if len(stay) < len(prefill.rows):
                 for layer in layers:
                     _keep(layer, stay, longest)
-            mask_NT = None if prefill.uniform else prefill.mask_NT[stay, -longest:]
-            self._slots.insert(layers, mask_NT, [prefill.lengths[place] for place in stay])
+            self._slots.insert(layers, [prefill.lengths[place] for place in stay])
             self._running += [prefill.rows[place] for place in stay]
             self._rows_changed()
         return [piece for piece in pieces if piece is not None and not piece.row.cancelled]

@@ -30,8 +30,8 @@ MIN_ROOM = 64  # columns: rows are laid anew at most once in so many tokens
 class KVSlots:
     """One row a slot, all rows ending in the same column; a row of L tokens fills the L columns before `end`.
 
-    What stands left of a row within its slot is zero, never what another left there: attention gives it no weight, but
-    no weight times a NaN is a NaN.
+    What stands left of a row within its slot is padding of its own or zero, never what another left there: attention
+    gives it no weight, but no weight times a NaN is a NaN.
 
     Args:
         max_rows: slots are never more.
@@ -54,12 +54,11 @@ class KVSlots:
         """Columns of the longest row."""
         return int(self.lengths_B.max()) if len(self.lengths_B) else 0
 
-    def insert(self, layers: Sequence["PrefillLayer"], mask_NT: Tensor | None, lengths: Sequence[int]) -> None:
+    def insert(self, layers: Sequence["PrefillLayer"], lengths: Sequence[int]) -> None:
         """Add rows behind the others.
 
         Args:
             layers: their keys and values, aligned at their ends.
-            mask_NT: nonzero where a token stands; None where all rows are of length T.
             lengths: of each, the longest being T.
         """
         first, last, columns = self.num_rows, self.num_rows + len(lengths), max(lengths)
@@ -68,11 +67,9 @@ class KVSlots:
         if not self.keys or last > self.keys[0].shape[0] or columns > self.end:
             self._lay(layers, num_slots=last, end=max(self.width, columns))
         begin = self.end - columns
-        blank = None if mask_NT is None else (mask_NT == 0)[:, None, :, None]
         for buffers, part in ((self.keys, "keys"), (self.values, "values")):
             for buffer, layer in zip(buffers, layers, strict=True):
-                states = getattr(layer, part)
-                buffer[first:last, :, begin : self.end] = states if blank is None else states.masked_fill(blank, 0)
+                buffer[first:last, :, begin : self.end] = getattr(layer, part)
                 buffer[first:last, :, :begin] = 0
         self.lengths_B = np.concatenate([self.lengths_B, np.asarray(lengths, dtype=np.int64)])
 

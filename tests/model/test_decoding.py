@@ -194,6 +194,19 @@ def test_a_row_cancelled_while_its_prompt_is_read_leaves_the_others_alone(llm):
     assert stays.new == llm.generate(["of which one stays ..."], [None], max_new_tokens=12)[0].token_ids
 
 
+def test_prompts_that_wait_do_not_stop_the_rows_that_run(llm):
+    decoder = Decoder(llm, prefill_tokens=8)
+    runs = decoder.add(job(llm, "runs", max_new_tokens=30))
+    decoder.step()
+    for _ in range(4):
+        decoder.add(job(llm, "a prompt that is read in parts of eight", max_new_tokens=1))
+    for _ in range(10):
+        before = len(runs.new)
+        decoder.step()
+        decoder.step()
+        assert len(runs.new) == before + 1
+
+
 def test_rows_and_tokens_in_memory_have_limits(llm):
     decoder = Decoder(llm, max_rows=4, max_cached_tokens=60)
     rows = [decoder.add(job(llm, "x" * 9, max_new_tokens=10)) for _ in range(5)]  # 20 tokens each at the end

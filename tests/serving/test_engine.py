@@ -240,14 +240,21 @@ def test_a_chat_is_laid_out_by_the_llms_template(llm_dir):
 
 
 def slowed(engine, monkeypatch):
-    """The engine, with steps so slow that whatever is to happen amid an answer does."""
-    step = engine._worker._decoder.step
-    monkeypatch.setattr(engine._worker._decoder, "step", lambda: time.sleep(0.02) or step())
-    return engine
+    """The engine's steps from now on, so slow that whatever is to happen amid an answer does."""
+    step, steps = engine._worker._decoder.step, []
+
+    def slow_step():
+        time.sleep(0.02)
+        steps.append(step())
+        return steps[-1]
+
+    monkeypatch.setattr(engine._worker._decoder, "step", slow_step)
+    return steps
 
 
 def test_a_call_that_is_cancelled_frees_its_place(llm, monkeypatch):
-    engine = slowed(TransformersEngine(llm, max_batch_size=1), monkeypatch)
+    engine = TransformersEngine(llm, max_batch_size=1)
+    steps = slowed(engine, monkeypatch)
 
     async def leave():
         first = asyncio.create_task(engine.complete(ask("first", max_tokens=88)))
@@ -266,6 +273,7 @@ def test_a_call_that_is_cancelled_frees_its_place(llm, monkeypatch):
     assert last.text == llm.generate(["last"], [None], max_new_tokens=8)[0].text
     assert not engine._worker._decoder.busy
     assert engine._worker._calls == {}
+    assert len(steps) < 60, "neither of the two that left went on to its 88 tokens"
     engine.close()
 
 
@@ -304,7 +312,8 @@ def test_a_dead_thread_is_noticed_by_who_waits_and_by_the_health_check(llm, monk
 
 
 def test_a_closed_engine_answers_nobody(llm, monkeypatch):
-    engine = slowed(TransformersEngine(llm), monkeypatch)
+    engine = TransformersEngine(llm)
+    slowed(engine, monkeypatch)
 
     async def close_amid():
         call = asyncio.create_task(engine.complete(ask("x", max_tokens=90)))
