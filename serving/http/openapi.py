@@ -8,9 +8,14 @@ from pydantic import BaseModel
 from serving.http.context import Limits
 
 JSON = "application/json"
+_EVENT = {
+    "type": "object",
+    "properties": {"data": {"type": "string", "description": "The JSON of a chunk, an error, or `[DONE]`."}},
+    "required": ["data"],
+}
 STREAM: dict[str, Any] = {
     "description": "The answer; with `stream`, its pieces, then `[DONE]`. A fault on the way is an event `{error: …}`.",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    "content": {"text/event-stream": {"itemSchema": _EVENT}},  # OpenAPI 3.2's word, as FastAPI uses it
 }
 """Of a route that can answer in pieces."""
 

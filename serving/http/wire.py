@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self, TypeGuard
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -80,6 +81,11 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
+def _number(value: object) -> object:
+    """2.0 is an integer to JSON, as some clients write it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _whole(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError("is not a text")
@@ -107,8 +113,8 @@ def _prompts(value: object) -> "tuple[str | tuple[int, ...], ...]":
     return tuple(_prompt(item) for item in value)
 
 
-def _are_token_ids(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+def _are_token_ids(value: object) -> TypeGuard[list[int | float]]:
+    return isinstance(value, list) and bool(value) and all(type(_number(item)) is int for item in value)
 
 
 def _prompt(value: object) -> str | tuple[int, ...]:
@@ -120,7 +126,7 @@ def _prompt(value: object) -> str | tuple[int, ...]:
         raise ValueError("is neither a text, nor token ids, nor a list of either")
     if min(value) < 0 or max(value) > MAX_TOKEN_ID:
         raise ValueError("holds a number that is no token id")
-    return tuple(value)
+    return tuple(map(int, value))
 
 
 def _stop_texts(value: object) -> tuple[str, ...]:
@@ -194,7 +200,8 @@ StopTexts = Annotated[tuple[str, ...], PlainValidator(_stop_texts), WithJsonSche
 Content = Annotated[str, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)]
 Text = Annotated[str, AfterValidator(_whole)]
 Words = Annotated[str, PlainValidator(_words), WithJsonSchema(_TEXT_SCHEMA)]
-Version = Annotated[int, Field(ge=0, le=MAX_INT64)]
+Whole = BeforeValidator(_number)  # behind the limits, which else would not be told to OpenAPI
+Version = Annotated[int, Field(ge=0, le=MAX_INT64), Whole]
 
 
 def fault(param: str, message: str) -> PydanticCustomError:
@@ -216,7 +223,9 @@ class RecipeOptions(Wire):
     min_snapshot: Version | None = Field(
         default=None, description="Wait until the current version is at least this one: read your writes."
     )
-    top_k: int = Field(default=1, ge=1, le=16, description="At most so many facts, each above the sentinel.")
+    top_k: Annotated[int, Field(ge=1, le=16), Whole] = Field(
+        default=1, description="At most so many facts, each above the sentinel."
+    )
 
     @model_validator(mode="after")
     def _versions_agree(self) -> Self:
@@ -244,11 +253,11 @@ class GenerationBody(Wire):
         description="0 if not given, which is greedy (OpenAI's default is 1): what a fact says is not left to chance.",
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
         default=None, description="Answers to each prompt; greedy ones are equal."
     )
     stop: StopTexts = ()
-    seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64)] | None = Field(
+    seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64), Whole] | None = Field(
         default=None, description="Of the sampling; answer i of `n` is drawn with seed + i."
     )
     stream: bool | None = None
@@ -270,11 +279,13 @@ class CompletionRequest(GenerationBody):
     """`POST /v1/completions`."""
 
     prompt: Prompts
-    max_tokens: Annotated[int, Field(ge=0)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=0), Whole] | None = Field(
         default=None, description="0 with `echo` alone, to score a prompt."
     )
-    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = Field(default=None, description="Only equal to `n`.")
-    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES), Whole] | None = Field(
+        default=None, description="Only equal to `n`."
+    )
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
     echo: bool | None = None
     suffix: Annotated[Any, Neutral(("",))] = None
 
@@ -307,12 +318,12 @@ class ChatRequest(GenerationBody):
     """`POST /v1/chat/completions`."""
 
     messages: list[Message] = Field(min_length=1)
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
+    max_tokens: Annotated[int, Field(ge=1), Whole] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1), Whole] | None = Field(
         default=None, description="The newer name of `max_tokens`."
     )
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS), Whole] | None = None
     metadata: dict[Text, Text] | None = Field(default=None, description="Taken, and not kept.")
     store: Annotated[Any, Neutral((False,))] = None
     safety_identifier: Text | None = Field(default=None, description="Taken, and not used.")

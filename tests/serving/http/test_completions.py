@@ -78,10 +78,11 @@ def test_a_given_query_edits_what_has_none_of_its_own(complete, backend, extra):
 
 
 def test_the_four_forms_of_a_prompt(complete, backend):
-    for prompt in ("a b", ["a b", "c"], [1, 2], [[1, 2], [3]]):
-        complete(prompt=prompt)
+    for prompt in ("a b", ["a b", "c"], [1, 2.0], [[1, 2], [3]]):
+        complete(prompt=prompt, n=1.0)
     prompts = [request.prompt for request in backend.requests]
     assert prompts == ["a b", "a b", "c", (1, 2), (1, 2), (3,)]
+    assert all(type(token) is int for prompt in prompts for token in prompt if isinstance(prompt, tuple))
 
 
 def test_the_query_is_the_end_of_a_long_prompt_from_the_beginning_of_a_word(complete, backend):
