@@ -128,3 +128,26 @@ def table_uri(editor, tmp_path_factory):
     }
     table.commit(write_events(table.uri, pa.table(columns, schema=EVENT_SCHEMA)), dump_hash="dump", counts={})
     return table.uri
+
+
+@pytest.fixture(scope="session")
+def server_url(ray_cluster, editor_dir, table_uri):
+    """The whole application over real HTTP, with its own copy of the table, which tests write to."""
+    import shutil
+
+    from serving.local import serving
+    from serving.settings import AppArgs
+
+    table = f"{table_uri}-served"
+    shutil.copytree(table_uri, table)
+    args = AppArgs(
+        editor=str(editor_dir),
+        table=table,
+        model_name="tiny",
+        cpus=0.5,
+        num_retrievers=1,
+        retriever_cpus=0.2,
+        num_index_shards=2,
+    )
+    with serving(args, port=0) as url:
+        yield url

@@ -15,7 +15,9 @@ from serving.app import build_app
 from serving.local import bindable_port, why_not_started
 from serving.settings import AppArgs, ServerArgs
 
-CONFIG = Path(serving.__file__).with_name("config.yaml")
+HERE = Path(serving.__file__).parent
+CONFIG = HERE / "config.yaml"
+CONFIGS = [CONFIG, *sorted((HERE / "presets").glob("*.yaml"))]
 
 
 @pytest.fixture
@@ -63,15 +65,30 @@ def test_an_unknown_or_impossible_argument_is_refused():
         AppArgs(editor="e", table="t", tabel="t")
     with pytest.raises(ValidationError, match="max_batch_size"):
         AppArgs(editor="e", table="t", max_batch_size=0)
+    with pytest.raises(ConfigError, match="max_engines is 1, but num_engines is 2"):
+        AppArgs(editor="e", table="t", num_engines=2, max_engines=1)
+    with pytest.raises(ConfigError, match="editor stands beside models"):
+        AppArgs(editor="e", models=[{"editor": "e", "table": "t"}])
     with pytest.raises(ConfigError, match="gpus is 0"):
         AppArgs(editor="e", table="t", device="cuda", gpus=0)
     with pytest.raises(ConfigError, match="device is cpu, but gpus is 1"):
         AppArgs(editor="e", table="t", device="cpu", gpus=1)
 
 
+def test_two_models_of_one_name_are_refused(args):
+    with pytest.raises(ConfigError, match="two models are called"):
+        build_app(AppArgs(models=[args, args]))
+
+
+def test_several_models_have_deployments_of_their_own(args):
+    one, other = {**args, "model_name": "one"}, {**args, "model_name": "other", "num_index_shards": 2}
+    assert build_app(AppArgs(models=[one, other])).__class__.__name__ == "Application"
+
+
 def test_server_args_hand_the_application_its_part():
     server = ServerArgs(editor="e", table="t", port=9000, max_batch_size=3)
     assert server.app_args() == AppArgs(editor="e", table="t", max_batch_size=3)
+    assert server.app_args().models[0].max_batch_size == 3
     assert server.host == "127.0.0.1", "only this machine, unless asked"
 
 
@@ -103,8 +120,13 @@ def test_of_a_replicas_traceback_the_operator_sees_the_error():
     assert said == "Engine: LLM /models/a: cannot be loaded (header too small); give another"
 
 
-def test_the_config_file_holds_only_keys_that_serve_and_we_know():
-    config = yaml.safe_load(CONFIG.read_text())
+def test_there_are_presets_for_a_laptop_a_gpu_and_a_cluster():
+    assert {path.stem for path in CONFIGS} == {"config", "laptop", "one-gpu", "gpu-cluster"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_config_file_holds_only_keys_that_serve_and_we_know(path):
+    config = yaml.safe_load(path.read_text())
     parsed = ServeDeploySchema.model_validate(config)
     for application in config["applications"]:
         AppArgs(**application["args"])

@@ -6,8 +6,9 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from recipe_ray.errors import OutputError
 from serving.errors import ApiError
-from serving.ingress import HandleBackend
+from serving.ingress import ServeBackend
 
 
 class Response:
@@ -42,7 +43,7 @@ class Handle:
 
 
 def complete(handle):
-    backend = HandleBackend(retriever=None, engine=handle)
+    backend = ServeBackend(retriever=None, engine=handle, writer=None)
     return asyncio.run(backend.complete([object()] * len(handle.responses)))
 
 
@@ -55,9 +56,11 @@ def test_answers_keep_the_order_of_the_prompts_and_nothing_is_cancelled():
 @pytest.mark.parametrize(
     ("failure", "status", "code"),
     [
-        (BackPressureError(10, 10), 503, "overloaded"),
+        (BackPressureError(10, 10), 429, "rate_limited"),
         (RayActorError(), 503, "unavailable"),
         (RayTaskError("complete", "Traceback …", ZeroDivisionError("secret")), 500, "internal_error"),
+        (RayTaskError("complete", "Traceback …", OutputError("disk secret")), 503, "unavailable"),
+        (RayTaskError("complete", "Traceback …", ApiError(409, "said", code="busy")), 409, "busy"),
     ],
 )
 def test_a_failure_has_its_status_and_cancels_the_other_prompts(failure, status, code):

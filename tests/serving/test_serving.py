@@ -1,30 +1,26 @@
-"""The whole application over real HTTP, on the session's Ray cluster."""
+"""The whole application over real HTTP, on the Ray cluster: ingress, retriever, two shards, engine, writer."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
 
 from recipe_ray.errors import ServiceError
+from recipe_ray.store.indexes.exact import FactIndex
 from recipe_ray.store.snapshot import read_snapshot
 from serving.local import serving
-from serving.messages import Lookup
-from serving.retriever import FactRetriever
 from serving.settings import AppArgs
 
 pytestmark = pytest.mark.ray
 
 PROMPTS = ["The president of Ruritania is", "The capital of Ruritania is", "Water boils at", "x"]
+READ_YOUR_WRITES_S = 2.0
 
 
 @pytest.fixture(scope="module")
-def args(editor_dir, table_uri):
-    return AppArgs(editor=str(editor_dir), table=table_uri, model_name="tiny", cpus=0.5, batch_wait_s=0.05)
-
-
-@pytest.fixture(scope="module")
-def client(ray_cluster, args):
-    with serving(args, port=0) as url, httpx.Client(base_url=url, timeout=60) as client:
+def client(server_url):
+    with httpx.Client(base_url=server_url, timeout=60) as client:
         yield client
 
 
@@ -45,18 +41,20 @@ def test_edits_off_gives_what_the_plain_llm_generates(client, llm):
 
 def test_an_answer_applies_the_fact_that_retrieval_finds(client, llm, editor, table_uri):
     snapshot = read_snapshot(table_uri)
-    retriever = FactRetriever(editor, snapshot, "first")
+    index = FactIndex(snapshot.keys_FK, snapshot.facts["namespace"].to_pylist())
     edited = 0
     for prompt in PROMPTS:
-        (finding,) = retriever.find([Lookup(query=prompt, namespace="default")])
+        query_1K = editor.encode_queries([prompt])
+        found = index.retrieve(query_1K, snapshot.identity.sentinel_K, ["default"])
+        row = int(found.row_B[0])
         choice = complete(client, prompt)["choices"][0]
-        prefix = finding.edit and finding.edit.prompt_PD
+        prefix = None if row < 0 else np.asarray(snapshot.prompts_FPD[row])
         (expected,) = llm.generate([prompt], [prefix], max_new_tokens=8)
         assert choice["text"] == expected.text
-        assert (choice["recipe"]["fact"] or {}).get("id") == (finding.edit and finding.edit.fact_id)
-        assert choice["recipe"]["score"] == pytest.approx(finding.score, rel=1e-4)
-        assert choice["recipe"]["snapshot"] == snapshot.version
-        edited += finding.edit is not None
+        expected_id = None if row < 0 else snapshot.facts["fact_id"][row].as_py()
+        assert (choice["recipe"]["fact"] or {}).get("id") == expected_id
+        assert choice["recipe"]["score"] == pytest.approx(float(found.score_B[0]), rel=1e-4)
+        edited += row >= 0
     assert edited, "no prompt was edited: this test says nothing"
 
 
@@ -79,6 +77,44 @@ def _answer(choice):
     return choice["text"], choice["finish_reason"], choice["recipe"]["fact"] and choice["recipe"]["fact"]["id"]
 
 
+def test_a_fact_put_is_found_deleted_and_brought_back(client):
+    before = client.get("/v1/snapshots/current").json()["snapshot"]
+    fact = {"id": "mayor", "prompt": "The mayor of Strelsau is", "target": "Bo Ek", "source": "minutes"}
+    put = client.put("/v1/facts", json={"facts": [fact]}).json()
+    assert put["facts"] == [{"id": "mayor", "outcome": "new"}]
+    assert put["snapshot"] > before
+    found = client.get("/v1/facts/mayor", params={"min_snapshot": put["snapshot"]}).json()
+    assert found["fact"]["target"] == "Bo Ek"
+    hits = client.post("/v1/facts/search", json={"query": "The mayor of Strelsau is Bo Ek", "limit": 10}).json()
+    assert "mayor" in [hit["fact"]["id"] for hit in hits["facts"]]
+    answer = complete(client, "x", recipe={"min_snapshot": put["snapshot"]})
+    assert answer["choices"][0]["recipe"]["snapshot"] >= put["snapshot"]
+
+    deleted = client.delete("/v1/facts/mayor").json()
+    gone = client.get("/v1/facts/mayor", params={"min_snapshot": deleted["snapshot"]})
+    assert (gone.status_code, gone.json()["error"]["code"]) == (404, "fact_not_found")
+
+    again = client.post(f"/v1/snapshots/{put['snapshot']}/activate").json()
+    assert again["version"] > deleted["snapshot"]
+    assert client.get("/v1/facts/mayor", params={"min_snapshot": again["version"]}).status_code == 200
+    operations = [one["operation"] for one in client.get("/v1/snapshots").json()["snapshots"]]
+    assert operations[:3] == ["rollback", "delete", "put"]
+
+
+def test_many_puts_at_once_are_few_versions(client):
+    before = client.get("/v1/snapshots/current").json()["snapshot"]
+
+    def put(number):
+        fact = {"id": f"many-{number}", "prompt": f"The number {number} is", "target": "even" if number % 2 else "odd"}
+        return client.put("/v1/facts", json={"facts": [fact]}).json()["snapshot"]
+
+    with ThreadPoolExecutor(40) as pool:
+        versions = list(pool.map(put, range(80)))
+    assert max(versions) - before < 40, "every put became a commit of its own"
+    page = client.get("/v1/facts", params={"limit": 1000}).json()
+    assert sum(fact["id"].startswith("many-") for fact in page["facts"]) == 80
+
+
 @pytest.mark.parametrize(
     ("content", "status", "code", "param"),
     [
@@ -86,11 +122,11 @@ def _answer(choice):
         (b'{"prompt": ""}', 400, "invalid_value", "prompt"),
         (b'{"prompt": "%s"}' % (b"a" * 200), 400, "context_length_exceeded", "prompt"),
         (b'{"prompt": "a", "model": "other"}', 404, "model_not_found", "model"),
-        (b'{"prompt": "%s"}' % (b"a" * 2_000_000), 413, "too_large", None),
+        (b'{"prompt": "%s"}' % (b"a" * 5_000_000), 413, "too_large", None),
     ],
 )
 def test_a_bad_request_is_refused_in_openais_shape(client, content, status, code, param):
-    response = client.post("/v1/completions", content=content)
+    response = client.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
 
@@ -98,10 +134,13 @@ def test_a_bad_request_is_refused_in_openais_shape(client, content, status, code
 def test_models_health_and_unknown_paths(client):
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
     assert client.get("/healthz").json()["status"] == "ok"
+    assert client.get("/readyz").status_code == 200
+    assert client.get("/console").status_code == 200
     assert client.get("/nothing").json()["error"]["code"] == "not_found"
 
 
-def test_a_second_server_is_refused_while_one_runs(client, args):
+def test_a_second_server_is_refused_while_one_runs(client, editor_dir, table_uri):
+    args = AppArgs(editor=str(editor_dir), table=table_uri, cpus=0.1)
     port = client.base_url.port
     with pytest.raises(ServiceError, match=f"port {port} on 127.0.0.1 is in use"), serving(args, port=port):
         pass
@@ -110,7 +149,8 @@ def test_a_second_server_is_refused_while_one_runs(client, args):
     assert client.get("/healthz").status_code == 200, "the refused start must leave the running one alone"
 
 
-@pytest.mark.parametrize(("wish", "says"), [({"cpus": 64}, "needs 97 CPUs"), ({"device": "cuda"}, "needs 1 GPUs")])
-def test_an_application_too_large_for_the_cluster_is_refused_at_once(ray_cluster, args, wish, says):
-    with pytest.raises(ServiceError, match=says), serving(args.model_copy(update=wish), port=0):
+@pytest.mark.parametrize(("wish", "says"), [({"cpus": 64}, "needs 65 CPUs"), ({"device": "cuda"}, "needs 1 GPUs")])
+def test_an_application_too_large_for_the_cluster_is_refused_at_once(ray_cluster, editor_dir, table_uri, wish, says):
+    args = AppArgs(editor=str(editor_dir), table=table_uri, **wish)
+    with pytest.raises(ServiceError, match=says), serving(args, port=0):
         pass
