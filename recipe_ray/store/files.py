@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -271,7 +272,7 @@ def check_writable(uri: str) -> None:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
 
 
-def localize(uri: str | Path) -> Path:
+def localize(uri: str | Path, *, only: Collection[str] | None = None) -> Path:
     """Give a local directory with the content of `uri`: itself where it is local, else a cached download.
 
     The cache lies in $RECIPE_RAY_CACHE, by default `~/.cache/recipe-ray`. A download is known by the names and ETags
@@ -279,6 +280,7 @@ def localize(uri: str | Path) -> Path:
 
     Args:
         uri: a local directory or an S3 prefix.
+        only: names of the files that are wanted of it; a download fetches no others.
 
     Raises:
         EditorError: there is nothing, or it cannot be fetched.
@@ -291,6 +293,8 @@ def localize(uri: str | Path) -> Path:
     filesystem_, prefix = filesystem(text)
     try:
         infos = sorted(_below(filesystem_, prefix), key=lambda info: info.path)
+        if only is not None:
+            infos = [info for info in infos if info.path.rpartition("/")[2] in only]
         if not infos:
             raise EditorError(f"{uri}: nothing is there; give a local directory or s3://bucket/prefix")
         tags = [f"{text} {info.path} {info.size} {_etag(filesystem_, info.path)}" for info in infos]

@@ -9,7 +9,7 @@ equally long: the nearest by distance is then the best by inner product (Bachrac
 clusters directions: unit centroids, inner products within the lists. The third is more probes, and did most of what was
 measured (see `tuning`).
 
-Shapes: B queries, F facts, K key width, C candidates of a query, W width of what is indexed.
+Shapes: B queries, F facts, K key width, C candidates of a query, N facts found for a query, W width of what is indexed.
 """
 
 from dataclasses import dataclass
@@ -94,34 +94,52 @@ class PartIndex:
     def search(
         self, queries_BK: npt.NDArray[np.float32], *, visible: Any = None, num_probes: int | None = None
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Find the best fact of each query.
-
-        Args:
-            queries_BK: float32.
-            visible: a FAISS selector of the rows that count; None for all.
-            num_probes: instead of the spec's.
+        """Find the best fact of each query; see `nearest`.
 
         Returns:
             nearest_B, int64 rows, NO_FACT where none is found; score_B, float32, -inf there.
         """
-        num_facts = len(self.keys_FK)
-        nearest_B = np.full(len(queries_BK), NO_FACT, np.int64)
-        score_B = np.full(len(queries_BK), -np.inf, np.float32)
+        rows_B1, scores_B1 = self.nearest(queries_BK, 1, visible=visible, num_probes=num_probes)
+        return rows_B1[:, 0], scores_B1[:, 0]
+
+    def nearest(
+        self,
+        queries_BK: npt.NDArray[np.float32],
+        num_nearest: int,
+        *,
+        visible: Any = None,
+        num_probes: int | None = None,
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Find the best facts of each query.
+
+        Args:
+            queries_BK: float32.
+            num_nearest: N, at least 1.
+            visible: a FAISS selector of the rows that count; None for all.
+            num_probes: instead of the spec's.
+
+        Returns:
+            rows_BN, int64, best first and of equal scores the lower row first, NO_FACT where no more are found;
+            scores_BN, float32, -inf there.
+        """
+        num_facts, shape = len(self.keys_FK), (len(queries_BK), num_nearest)
+        rows_BN, scores_BN = np.full(shape, NO_FACT, np.int64), np.full(shape, -np.inf, np.float32)
         if not num_facts or not len(queries_BK):
-            return nearest_B, score_B
+            return rows_BN, scores_BN
         targets_BW = space_queries(queries_BK, self.spec)
-        num_candidates = min(_CANDIDATES[self.spec.kind], num_facts)
+        num_candidates = min(_CANDIDATES[self.spec.kind] + num_nearest - 1, num_facts)
         open_B = np.arange(len(queries_BK))
         while len(open_B):
             params = self._params(visible, num_probes or self.spec.num_probes, num_candidates)
             _, candidates_BC = self.index.search(targets_BW[open_B], num_candidates, params=params)
             found, scores = rescored(self.keys_FK, queries_BK[open_B], candidates_BC)
-            nearest_B[open_B], score_B[open_B] = _best(found, scores)
-            # Only where every candidate ties can a fact of a lower row have been left out.
-            tied_B = (scores == scores[:, :1]).all(axis=1) & (found >= 0).all(axis=1)
+            rows, best = _best(found, scores, num_nearest)
+            rows_BN[open_B, : rows.shape[1]], scores_BN[open_B, : rows.shape[1]] = rows, best
+            # Only where the last one taken ties with the worst candidate can a lower row have been left out.
+            tied_B = (scores.min(axis=1) == best[:, -1]) & (found >= 0).all(axis=1)
             open_B = open_B[tied_B] if num_candidates < num_facts else open_B[:0]
             num_candidates = min(num_candidates * _WIDER, num_facts)
-        return nearest_B, score_B
+        return rows_BN, scores_BN
 
     def _params(self, visible: Any, num_probes: int, num_candidates: int) -> Any:
         faiss = load_faiss()
@@ -173,7 +191,9 @@ def exact_nearest(
         best_BC = np.take_along_axis(all_rows, kept_BC, axis=1)
         scores_BC = np.take_along_axis(all_scores, kept_BC, axis=1)
     best_BC[np.isneginf(scores_BC)] = NO_FACT
-    return _best(*rescored(keys_FK, queries_BK, best_BC)) if len(keys_FK) else (best_BC[:, 0], scores_BC[:, 0])
+    if len(keys_FK):
+        best_BC, scores_BC = _best(*rescored(keys_FK, queries_BK, best_BC), 1)
+    return best_BC[:, 0], scores_BC[:, 0]
 
 
 def build(keys_FK: Keys, spec: PartSpec) -> Any:
@@ -306,9 +326,10 @@ def _directions(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _best(
-    candidates_BC: npt.NDArray[np.int64], scores_BC: npt.NDArray[np.float32]
+    candidates_BC: npt.NDArray[np.int64], scores_BC: npt.NDArray[np.float32], num_nearest: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    best_B1 = scores_BC.argmax(axis=1)[:, None]  # the first of equals, which is the lowest row
-    score_B = np.take_along_axis(scores_BC, best_B1, axis=1)[:, 0]
-    nearest_B = np.take_along_axis(candidates_BC, best_B1, axis=1)[:, 0]
-    return np.where(np.isneginf(score_B), NO_FACT, nearest_B), score_B
+    """The best of candidates that come in ascending order, as `PartIndex.nearest` gives them; fewer where C is less."""
+    order_BN = np.argsort(-scores_BC, axis=1, kind="stable")[:, :num_nearest]  # of equals the lowest row first
+    scores_BN = np.take_along_axis(scores_BC, order_BN, axis=1)
+    rows_BN = np.take_along_axis(candidates_BC, order_BN, axis=1)
+    return np.where(np.isneginf(scores_BN), NO_FACT, rows_BN), scores_BN

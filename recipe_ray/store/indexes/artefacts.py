@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -126,8 +126,16 @@ def index_uri(table: FactTable, settings: IndexSettings, measured_on: Literal["p
     return join(table.uri, INDEX_FOLDER, f"{table.version}-{digest}")
 
 
-def latest_index(table_uri: str, version: int | None = None) -> str | None:
+def latest_index(
+    table_uri: str, version: int | None = None, *, at_most: int | None = None, fingerprint: str | None = None
+) -> str | None:
     """URI of the newest complete index of a table's highest indexed version, or of this one; None where there is none.
+
+    Args:
+        table_uri: of the table.
+        version: the one that is wanted.
+        at_most: pass over higher versions.
+        fingerprint: pass over the indexes of other editors.
 
     Raises:
         OutputError: the place cannot be read.
@@ -136,19 +144,32 @@ def latest_index(table_uri: str, version: int | None = None) -> str | None:
     folder = join(follow(table_uri), INDEX_FOLDER)
     uris = [uri.rpartition("/")[0] for uri in list_below(folder) if uri.endswith(f"/{MANIFEST_FILE}")]
     versions = {uri: int(uri.rpartition("/")[2].partition("-")[0]) for uri in uris}
-    wanted = max(versions.values(), default=None) if version is None else version
-    found = [read_manifest(uri) for uri in uris if versions[uri] == wanted]
-    manifests = [manifest for manifest in found if manifest is not None]  # one may have been removed since
-    return max(manifests, key=lambda manifest: manifest.read_at).uri if manifests else None
+    wanted = set(versions.values()) if version is None else {version}
+    for indexed in sorted(wanted, reverse=True):
+        if at_most is not None and indexed > at_most:
+            continue
+        found = [read_manifest(uri) for uri in uris if versions[uri] == indexed]
+        manifests = [
+            manifest
+            for manifest in found
+            if manifest is not None  # one may have been removed since
+            and fingerprint in (None, manifest.identity.fingerprint)
+        ]
+        if manifests:
+            return max(manifests, key=lambda manifest: manifest.read_at).uri
+    return None
 
 
-def open_index(uri: str, *, fingerprint: str | None = None, verify: bool = False) -> "ShardedIndex":
+def open_index(
+    uri: str, *, fingerprint: str | None = None, verify: bool = False, shards: Collection[int] | None = None
+) -> "ShardedIndex":
     """Map an index into memory; from S3 it is fetched into the local cache first.
 
     Args:
         uri: what `build_index` or `latest_index` told.
         fingerprint: of the editor that will ask; None for any.
         verify: whether to read every byte and compare checksums. Sizes are always compared.
+        shards: of the table, to open (and fetch) these parts alone; None for all.
 
     Raises:
         TableError: there is no complete index, another editor encoded it, or a file is missing or damaged.
@@ -164,11 +185,15 @@ def open_index(uri: str, *, fingerprint: str | None = None, verify: bool = False
             f"{uri}: holds keys of the editor with fingerprint {manifest.identity.fingerprint}, the given one has "
             f"{fingerprint}; use the editor of the table, or index the table that this one encoded"
         )
+    entries = [entry for entry in manifest.parts if shards is None or entry.shard in shards]
+    if not entries:
+        return ShardedIndex(manifest, [])
     try:
-        folder = localize(manifest.uri)
+        names = {file.name for entry in entries for file in entry.files.values()}
+        folder = localize(manifest.uri, only=names if len(entries) < len(manifest.parts) else None)
     except EditorError as error:
         raise TableError(str(error)) from error
-    return ShardedIndex(manifest, [_open_part(folder, manifest, entry, verify=verify) for entry in manifest.parts])
+    return ShardedIndex(manifest, [_open_part(folder, manifest, entry, verify=verify) for entry in entries])
 
 
 class ShardedIndex:
@@ -182,9 +207,9 @@ class ShardedIndex:
 
     def __init__(self, manifest: IndexManifest, parts: "Sequence[OpenPart]") -> None:
         self.manifest = manifest
-        self.num_facts = manifest.num_facts
+        self.num_facts = sum(part.num_facts for part in parts)
         self.key_width = manifest.identity.key_width
-        self._parts = tuple(parts)
+        self.parts = tuple(parts)
         self._starts = np.cumsum([0, *(part.num_facts for part in parts)])
         self._of_namespace: dict[str, list[int]] = {}
         for number, part in enumerate(parts):
@@ -214,7 +239,7 @@ class ShardedIndex:
         for namespace in set(namespaces) & self._of_namespace.keys():
             among = np.flatnonzero(of_query == namespace)
             for number in self._of_namespace[namespace]:
-                nearest, score = self._parts[number].search(queries_BK[among], now_us)
+                nearest, score = self.parts[number].search(queries_BK[among], now_us)
                 better = score > score_B[among]  # not equal: parts come in the order of their rows
                 nearest_B[among[better]] = nearest[better] + self._starts[number]
                 score_B[among[better]] = score[better]
@@ -249,34 +274,46 @@ class ShardedIndex:
     def _locate(self, row: int) -> "tuple[OpenPart, int]":
         assert 0 <= row < self.num_facts, row
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._parts[number], row - int(self._starts[number])
+        return self.parts[number], row - int(self._starts[number])
 
 
 class OpenPart:
-    """One mapped part: its index, and its facts in the order of its rows."""
+    """One part, mapped or in memory: its index, and its facts in the order of its rows, which is that of their ids.
 
-    def __init__(self, namespace: str, index: PartIndex, facts: pa.Table) -> None:
+    Attributes:
+        namespace, shard: of the table.
+        index: over the keys.
+        facts: FACT_COLUMNS and `prompt_embeddings`.
+        index_bytes: of index and keys.
+    """
+
+    def __init__(self, namespace: str, shard: int, index: PartIndex, facts: pa.Table, *, index_bytes: int) -> None:
         self.namespace = namespace
+        self.shard = shard
+        self.index = index
         self.facts = facts
         self.num_facts = len(facts)
-        self._index = index
+        self.index_bytes = index_bytes
         expires_at = pc.drop_null(facts.column("expires_at")).cast(pa.int64()).to_numpy()
-        self._expiring = np.flatnonzero(facts.column("expires_at").is_valid().to_numpy())
+        expiring = np.flatnonzero(facts.column("expires_at").is_valid().to_numpy())
         order = np.argsort(expires_at, kind="stable")
-        self._expires_us, self._expiring = expires_at[order], self._expiring[order]
+        self._expires_us, self._expiring = expires_at[order], expiring[order]
         self._visible: tuple[int, Any] = (0, None)  # how many have expired, and the selector of the others
+
+    def expired(self, now_us: int) -> npt.NDArray[np.int64]:
+        """Rows of the facts that have expired by a time (microseconds since the Unix epoch), in no order."""
+        return self._expiring[: np.searchsorted(self._expires_us, now_us, side="right")]
 
     def search(
         self, queries_BK: npt.NDArray[np.float32], now_us: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """See `PartIndex.search`; `now_us` is the time of asking in microseconds since the Unix epoch."""
-        num_expired = int(np.searchsorted(self._expires_us, now_us, side="right"))
+        expired = self.expired(now_us)
         known, visible = self._visible
-        if known != num_expired:
-            hidden = self._expiring[:num_expired]
-            visible = visible_rows(self.num_facts, hidden=hidden) if num_expired else None
-            self._visible = (num_expired, visible)
-        return self._index.search(queries_BK, visible=visible)
+        if known != len(expired):
+            visible = visible_rows(self.num_facts, hidden=expired) if len(expired) else None
+            self._visible = (len(expired), visible)
+        return self.index.search(queries_BK, visible=visible)
 
 
 def _open_part(folder: Path, manifest: IndexManifest, entry: PartEntry, *, verify: bool) -> OpenPart:
@@ -301,7 +338,8 @@ def _open_part(folder: Path, manifest: IndexManifest, entry: PartEntry, *, verif
         raise _damaged(files["faiss"], f"holds {index.ntotal} facts, not {entry.num_facts}")
     if len(facts) != entry.num_facts:
         raise _damaged(files["arrow"], f"holds {len(facts)} facts, not {entry.num_facts}")
-    return OpenPart(entry.namespace, PartIndex(index, keys_FK, entry.spec), facts)
+    index_bytes = entry.files["faiss"].size_bytes + entry.files["npy"].size_bytes
+    return OpenPart(entry.namespace, entry.shard, PartIndex(index, keys_FK, entry.spec), facts, index_bytes=index_bytes)
 
 
 def _check(file: Path, entry: FileEntry, *, verify: bool) -> None:

@@ -102,6 +102,25 @@ def test_of_equal_facts_the_lowest_row_is_found(spec, num_equal):
 
 
 @every_spec
+@pytest.mark.parametrize("num_equal", [1, 6, 60])
+def test_the_best_facts_come_in_the_order_of_their_scores_and_of_their_rows(spec, num_equal):
+    keys_FK = random_keys(400).astype(np.float16)
+    rows = np.random.default_rng(3).permutation(400)[:num_equal]
+    keys_FK[rows] = keys_FK[rows[0]]
+    spec = PartSpec(**{**{name: getattr(spec, name) for name in spec.__slots__}, "max_norm": norm_range(keys_FK)[1]})
+    part, queries_BK = part_of(keys_FK, spec), keys_FK[[rows[0], 7]].astype(np.float32)
+    rows_BN, scores_BN = part.nearest(queries_BK, 5)
+    exact_BF = (queries_BK[:, None].astype(np.float32) * keys_FK.astype(np.float32)).sum(axis=2, dtype=np.float32)
+    expected_BN = np.argsort(-exact_BF, axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(rows_BN, expected_BN)
+    np.testing.assert_allclose(scores_BN, np.take_along_axis(exact_BF, expected_BN, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(rows_BN[:, 0], part.search(queries_BK)[0])
+    many_BN, many_scores_BN = part.nearest(queries_BK, 405)
+    assert (many_BN[:, 400:] == NO_FACT).all()
+    assert np.isneginf(many_scores_BN[:, 400:]).all()
+
+
+@every_spec
 def test_hidden_rows_are_not_found(spec):
     keys_FK = random_keys(500).astype(np.float16)
     part = part_of(keys_FK, spec)

@@ -264,3 +264,14 @@ def test_a_place_that_cannot_be_written_is_named(table):
     Path(table, "_index").write_text("a file")
     with pytest.raises(OutputError, match="_index"):
         build_index(table)
+
+
+def test_of_an_index_on_s3_only_the_files_of_the_wanted_shards_are_fetched(s3, tmp_path, identity, monkeypatch):
+    monkeypatch.setenv("RECIPE_RAY_CACHE", str(tmp_path / "cache"))
+    fill(f"{s3}/table", identity)
+    manifest = build_index(f"{s3}/table")
+    index = open_index(manifest.uri, shards=[1, 3], verify=True)
+    wanted = [part for part in manifest.parts if part.shard in (1, 3)]
+    assert index.num_facts == sum(part.num_facts for part in wanted)
+    fetched = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert fetched == {file.name for part in wanted for file in part.files.values()}
