@@ -20,7 +20,8 @@ from recipe_ray.model.decoding_text import decoder_of
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.prefix import PaddedRows
 
-PREFILL_TOKENS = {"cuda": 2048, "cpu": 512}  # read in between two tokens of the running rows
+PREFILL_TOKENS = {"cuda": 2048, "cpu": 1024}  # read in between two tokens of the running rows
+PREFILL_SLACK = 1.25  # as many times more rather than a second pass for a rest
 MAX_PADDING = 256  # columns of padding that prompts read in together may have beyond as many as they have tokens
 ECHO_SCORES = 2**26  # logits of prompt tokens that are held at a time: 256 MB in float32
 GPU_CACHE_SHARE = 0.6  # of the memory that the weights leave; activations and the laying anew take of the rest
@@ -169,7 +170,7 @@ class Decoder:
             lengths.append(len(job.prompt_ids) + job.num_virtual)
             padded = len(lengths) * max(lengths)
             if rows and (
-                padded > max(self._prefill_tokens, lengths[0])
+                padded > max(PREFILL_SLACK * self._prefill_tokens, lengths[0])
                 or padded > 2 * sum(lengths) + MAX_PADDING
                 or job.prompt_logprobs != rows[0].job.prompt_logprobs
             ):
@@ -230,6 +231,8 @@ class Decoder:
         """Read in some columns of prompts; with the last of them the rows get their first token and join."""
         begin, width = prefill.column, prefill.mask_NT.shape[1]
         columns = self._prefill_tokens // len(prefill.rows)
+        if width - begin <= PREFILL_SLACK * columns:
+            columns = width - begin
         if prefill.scores_prompt:
             vocabulary = int(self.llm.model.config.get_text_config().vocab_size)
             columns = min(columns, ECHO_SCORES // (len(prefill.rows) * vocabulary))
