@@ -391,3 +391,11 @@ def test_pickled_weights_are_refused_unless_asked_for(llm, tmp_path):
     with pytest.raises(ModelError, match="safetensors"):
         build_engine(llm=str(tmp_path), device="cpu")
     build_engine(llm=str(tmp_path), device="cpu", safetensors_only=False).close()
+
+
+def test_weights_have_the_dtype_that_was_asked_for(llm_dir):
+    engine = build_engine(llm=str(llm_dir), device="cpu", dtype="bfloat16")
+    (answer,) = complete(engine, ask("Hello", np.zeros((3, WIDTH), dtype=np.float16)))
+    engine.close()
+    assert answer.num_new_tokens == 8 or answer.finish_reason == "stop"
+    assert engine._llm.model.dtype == torch.bfloat16
