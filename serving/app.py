@@ -111,6 +111,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
             shard=shard,
             num_index_shards=model.num_index_shards,
             writer=writer,
+            version=model.snapshot,
         )
         for shard in range(model.num_index_shards)
     ]
@@ -121,6 +122,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         "shards": shards,
         "on_lost_shard": model.on_lost_shard,
         "timeout_s": model.retrieval_timeout_s,
+        "version": model.snapshot,
     }
     engine = _deployment(
         EngineDeployment,
@@ -141,6 +143,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         quantization=model.quantization,
         tensor_parallel=model.tensor_parallel,
         trust_remote_code=model.trust_remote_code,
+        safetensors_only=not model.trust_remote_code,
     )
     return ModelParts(
         name=name,

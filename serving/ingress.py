@@ -16,7 +16,6 @@ from ray.serve.handle import DeploymentHandle
 
 from recipe_ray.errors import RecipeError
 from serving import errors
-from serving.engines.protocol import UNSUPPORTED
 from serving.errors import ApiError
 from serving.http.access import Access
 from serving.http.app import create_http_app
@@ -230,5 +229,13 @@ def _entry(part: ModelParts) -> ModelEntry:
         backend=ServeBackend(retriever=retriever, engine=part.engine, writer=part.writer),
         namespace=part.namespace,
         query_chars=part.query_chars,
-        unsupported=UNSUPPORTED.get(part.engine_kind, {}),
+        unsupported=_unsupported(part.engine_kind),
     )
+
+
+def _unsupported(engine_kind: str) -> Mapping[str, str]:
+    if engine_kind != "vllm":
+        return {}
+    from serving.engines.vllm_requests import UNSUPPORTED  # loads torch, which an ingress may have no need of
+
+    return UNSUPPORTED
