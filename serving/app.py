@@ -187,9 +187,6 @@ def _scaled(least: int, most: int | None, target: float, model: ModelArgs) -> di
             target_ongoing_requests=target,
             upscale_delay_s=model.upscale_delay_s,
             downscale_delay_s=model.downscale_delay_s,
-            # Serve's own look-back of 30 s would make shorter delays mean nothing.
-            look_back_period_s=max(1.0, min(30.0, model.upscale_delay_s, model.downscale_delay_s)),
-            metrics_interval_s=max(0.5, min(10.0, model.upscale_delay_s / 3)),
         )
     }
 

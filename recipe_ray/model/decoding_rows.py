@@ -30,6 +30,7 @@ class Job:
         prompt_logprobs: score the prompt's tokens too, with as many alternatives.
         stream: give text as it comes, not at the end alone.
         continues: the text goes on from the prompt's, rather than standing by itself as an answer in a chat does.
+        ignore_eos: go on where the LLM ends a text, for measuring.
     """
 
     prompt_ids: Sequence[int]
@@ -43,6 +44,7 @@ class Job:
     prompt_logprobs: bool = False
     stream: bool = False
     continues: bool = True
+    ignore_eos: bool = False
 
     @property
     def num_virtual(self) -> int:
@@ -118,7 +120,7 @@ class Row:
         self.prompt_scored: list[ScoredToken] = []
         self.cancelled = False
         self._decode = decode
-        self._eos = eos
+        self._eos = frozenset() if job.ignore_eos else eos
         self._context = context_of(decode, job.prompt_ids) if job.continues else []
         # Text is followed token by token only where somebody looks at it before the end.
         self._text = TextStream(decode, self._context, job.stop) if job.stream or job.stop else None

@@ -189,6 +189,7 @@ class TransformersEngine:
             prompt_logprobs=sampling.echo and sampling.logprobs is not None,
             stream=stream,
             continues=not is_chat(request.prompt),
+            ignore_eos=sampling.ignore_eos,
         )
 
     def _echoed(self, request: GenerationRequest, job: Job) -> str:

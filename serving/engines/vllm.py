@@ -284,7 +284,7 @@ class VllmEngine:
             logprobs=job.logprobs,
             # End and text are told here, so that both engines cut an answer at the same character.
             ignore_eos=True,
-            stop_token_ids=list(self._eos),
+            stop_token_ids=[] if job.ignore_eos else list(self._eos),
             detokenize=False,
             output_kind=self._vllm.RequestOutputKind.DELTA,
         )

@@ -118,6 +118,7 @@ class Admission:
             logprobs=sampling.logprobs,
             stream=stream,
             continues=not is_chat(request.prompt),
+            ignore_eos=sampling.ignore_eos,
         )
 
     def _token_ids(self, prompt: Prompt) -> list[int] | Refusal:

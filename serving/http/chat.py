@@ -73,6 +73,7 @@ def _job(request: Request, body: ChatRequest) -> Job:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed,
             stop=body.stop,
+            ignore_eos=bool(body.ignore_eos),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         ),
     )

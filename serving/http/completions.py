@@ -63,6 +63,7 @@ def _job(request: Request, body: CompletionRequest) -> Job:
             top_p=1.0 if body.top_p is None else body.top_p,
             seed=body.seed,
             stop=body.stop,
+            ignore_eos=bool(body.ignore_eos),
             logprobs=body.logprobs,
             echo=bool(body.echo),
         ),

@@ -260,6 +260,9 @@ class GenerationBody(Wire):
     seed: Annotated[int, Field(ge=-MAX_INT64 - 1, le=MAX_INT64), Whole] | None = Field(
         default=None, description="Of the sampling; answer i of `n` is drawn with seed + i."
     )
+    ignore_eos: bool | None = Field(
+        default=None, description="Go on to the last token allowed where the LLM would end: for measuring."
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     recipe: RecipeOptions | None = None
