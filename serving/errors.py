@@ -56,7 +56,8 @@ def _sendable(text: str) -> str:
 
 def refused(refusal: Refusal) -> ApiError:
     """A part does not take the request."""
-    return ApiError(refusal.status, refusal.message, param=refusal.param, code=refusal.code)
+    headers = {"Retry-After": "1"} if refusal.status in (429, 503) else None
+    return ApiError(refusal.status, refusal.message, param=refusal.param, code=refusal.code, headers=headers)
 
 
 def model_not_found(name: str, served: list[str]) -> ApiError:

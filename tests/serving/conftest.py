@@ -130,15 +130,15 @@ def table_uri(editor, tmp_path_factory):
     return table.uri
 
 
-@pytest.fixture(scope="session")
-def server_url(ray_cluster, editor_dir, table_uri):
+@pytest.fixture(scope="module")
+def server_url(ray_cluster, editor_dir, table_uri, tmp_path_factory):
     """The whole application over real HTTP, with its own copy of the table, which tests write to."""
     import shutil
 
     from serving.local import serving
     from serving.settings import AppArgs
 
-    table = f"{table_uri}-served"
+    table = str(tmp_path_factory.mktemp("served") / "table")
     shutil.copytree(table_uri, table)
     args = AppArgs(
         editor=str(editor_dir),

@@ -12,7 +12,7 @@ from serving.settings import AppArgs
 
 pytestmark = pytest.mark.ray
 
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0  # Serve looks at the load every ten seconds, and at the last thirty
 
 
 def num_engines():

@@ -86,7 +86,7 @@ def test_a_fact_put_is_found_deleted_and_brought_back(client):
     found = client.get("/v1/facts/mayor", params={"min_snapshot": put["snapshot"]}).json()
     assert found["fact"]["target"] == "Bo Ek"
     hits = client.post("/v1/facts/search", json={"query": "The mayor of Strelsau is Bo Ek", "limit": 10}).json()
-    assert "mayor" in [hit["fact"]["id"] for hit in hits["facts"]]
+    assert "mayor" in [hit["id"] for hit in hits["facts"]]
     answer = complete(client, "x", recipe={"min_snapshot": put["snapshot"]})
     assert answer["choices"][0]["recipe"]["snapshot"] >= put["snapshot"]
 
