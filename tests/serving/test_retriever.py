@@ -97,8 +97,9 @@ def test_the_best_facts_above_the_sentinel_are_applied_best_first(table):
     (found,) = find(table, lookup("president", top_k=3), version=2)
     assert len(ids(found)) == 3
     assert set(ids(found)) < {"a", "e0", "e1", "e2"}
-    (found,) = find(table, lookup("president", top_k=50), version=2)
+    found, one = find(table, lookup("president", top_k=50), lookup("president"), version=2)
     assert set(ids(found)) == {"a", "e0", "e1", "e2"}
+    assert ids(one) == ids(found)[:1]  # each gets as many as it asked for
 
 
 def test_findings_are_the_same_alone_together_and_from_any_number_of_parts(table):
@@ -237,6 +238,26 @@ def test_where_the_parts_have_moved_on_the_call_moves_with_them(table):
     found, told = asyncio.run(ask())
     assert (found.snapshot, found.facts[0].statement) == (3, "the president is 1")
     assert (told.snapshot, told.fact.statement) == (3, "the president is 1")
+
+
+def test_a_version_that_the_parts_have_not_in_common_is_not_taken_up_and_the_current_one_not_twice(table):
+    async def ask():
+        parts = [index_shard(table, [half, half + 2], linger_s=0) for half in (0, 1)]
+        one = retriever([Handle(part) for part in parts])
+        for number in range(3):
+            commit(table, fact("a", f"the president is {number}"))
+        await parts[0].advance(2)
+        await parts[1].advance(2)
+        await one._take_up(2)
+        await one._take_up(2)
+        assert [(await one.find([lookup("president", snapshot=version)]))[0].snapshot for version in (1, 2)] == [1, 2]
+        await parts[0].advance(3)
+        await parts[1].advance(4)
+        with pytest.raises(ApiError):
+            await one._take_up(3)
+        return await one.find([lookup("president")])
+
+    assert asyncio.run(ask())[0].snapshot == 2
 
 
 class Lost:

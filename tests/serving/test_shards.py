@@ -169,6 +169,26 @@ def test_the_writer_s_failures_and_unreadable_versions_pass(table, monkeypatch, 
     assert "not yet" in caplog.text
 
 
+def test_a_writer_that_has_nothing_new_is_asked_now_and_then(monkeypatch):
+    monkeypatch.setattr("serving.following._SHORT_S", 0.05)
+    asked = []
+
+    class Restless(FakeWriter):
+        async def wait_for(self, after_version, timeout_s=10.0):
+            asked.append(after_version)
+            return self.version
+
+    async def follow():
+        follower = Follower(Handle(Restless(2)), lambda: 2, None)  # there is nothing to take up
+        follower.start()
+        await asyncio.sleep(0.2)
+        follower.check()
+        await follower.stop()
+
+    asyncio.run(follow())
+    assert 1 <= len(asked) <= 5
+
+
 def test_a_mistake_of_ours_in_following_is_found_by_the_health_check():
     async def follow():
         async def take_up(version):
