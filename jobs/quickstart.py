@@ -38,7 +38,7 @@ from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
 from recipe_ray.store.snapshot import read_snapshot
 from serving.local import serving
-from serving.settings import AppArgs
+from serving.settings import AppArgs, ModelArgs
 
 NUM_EDITS = 1000
 SIMULTANEOUS = (1, 10, 100, 1000)
@@ -96,7 +96,7 @@ def main(args: QuickstartArgs) -> None:
 
         console.rule("3. serve, and ask over HTTP")
         begun = time.monotonic()
-        app_args = AppArgs(editor=str(folder / "editor"), table=str(folder / "table"))
+        app_args = AppArgs(models=(ModelArgs(editor=str(folder / "editor"), table=str(folder / "table")),))
         with (
             serving(app_args, port=0, quiet=True) as url,
             httpx.Client(base_url=url, timeout=60, trust_env=False) as client,

@@ -136,6 +136,11 @@ class ServeBackend:
         """See `Backend.status`."""
         return await self._retrieve("status")
 
+    async def check_health(self) -> None:
+        """Raise what keeps a retriever in this process from its work; a deployment's is asked by Serve."""
+        if isinstance(self._retriever, Retriever):
+            await self._retriever.check_health()
+
     async def _retrieve(self, method: str, *values: Any, **named: Any) -> Any:
         if isinstance(self._retriever, Retriever):
             with named_failures():
@@ -179,9 +184,12 @@ class IngressDeployment:
     def __init__(self, parts: Sequence[ModelParts], *, keys: str | None, limits: Limits) -> None:
         _log_as_serve_does()
         self._observer: Observer = RayObserver()
-        self._entries = {part.name: _entry(part) for part in parts}
+        self._backends = {part.name: _backend(part) for part in parts}
         self._service = Service(
-            models=self._entries, access=Access.from_file(keys), limits=limits, observer=self._observer
+            models={part.name: _entry(part, self._backends[part.name]) for part in parts},
+            access=Access.from_file(keys),
+            limits=limits,
+            observer=self._observer,
         )
         self._reports: asyncio.Task[None] | None = None
 
@@ -190,6 +198,8 @@ class IngressDeployment:
 
     async def check_health(self) -> None:
         """Called by Serve; also what keeps the figures of the snapshots up to date."""
+        for backend in self._backends.values():
+            await backend.check_health()
         if self._reports is None:
             self._reports = asyncio.create_task(self._report())
         if self._reports.done():
@@ -198,9 +208,9 @@ class IngressDeployment:
     async def _report(self) -> None:
         """Tell the observer what is served, now and then."""
         while True:
-            for name, entry in self._entries.items():
+            for name, backend in self._backends.items():
                 with contextlib.suppress(ApiError):  # a part is away: the requests say so
-                    _tell(self._observer, name, await entry.backend.status())
+                    _tell(self._observer, name, await backend.status())
             await asyncio.sleep(_STATUS_EVERY_S)
 
 
@@ -222,11 +232,15 @@ def _tell(observer: Observer, name: str, status: ModelStatus) -> None:
     )
 
 
-def _entry(part: ModelParts) -> ModelEntry:
+def _backend(part: ModelParts) -> ServeBackend:
     retriever = Retriever(**part.retriever) if isinstance(part.retriever, Mapping) else part.retriever
+    return ServeBackend(retriever=retriever, engine=part.engine, writer=part.writer)
+
+
+def _entry(part: ModelParts, backend: ServeBackend) -> ModelEntry:
     return ModelEntry(
         name=part.name,
-        backend=ServeBackend(retriever=retriever, engine=part.engine, writer=part.writer),
+        backend=backend,
         namespace=part.namespace,
         query_chars=part.query_chars,
         unsupported=_unsupported(part.engine_kind),

@@ -29,7 +29,7 @@ class ModelArgs(BaseModel):
     namespace: str = DEFAULT_NAMESPACE
     """Namespace of the requests that name none."""
     snapshot: int | None = Field(default=None, ge=0)
-    """Serve this version of the table for ever and refuse to write; if not given, the newest and all that come after."""
+    """Serve this version of the table for ever and refuse to write; if not given, the newest, and all that follow."""
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates; vllm needs an environment of its own (docs/vllm.md)."""

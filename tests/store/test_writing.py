@@ -176,7 +176,7 @@ def test_a_table_of_another_editor_is_refused(uri, write, identity, encoder):
 
 def test_a_table_that_moved_is_written_no_more(uri, write, tmp_path):
     write_pointer(uri, str(tmp_path / "elsewhere"), from_version=0)
-    with pytest.raises(TableError, match="moved to .*elsewhere; write there"):
+    with pytest.raises(TableError, match=r"moved to .*elsewhere; write there"):
         write(put("a", "x"))
     assert num_data_files(uri) == 0
 
