@@ -133,6 +133,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         max_queued_requests=args.max_waiting,
         health_check_period_s=_HEALTH_S,
     ).bind(
+        model=name,
         llm=llm,
         kind=model.engine,
         device=device,

@@ -1,13 +1,14 @@
 """The generation engine as Ray Serve runs it: one frozen LLM a replica, on transformers or on vLLM."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError
 from serving.engines.protocol import Engine
 from serving.messages import Chunk, Completion, GenerationRequest, Refusal
+from serving.metrics import RayObserver
 
 if TYPE_CHECKING:
     from recipe_ray.model.llm import LLMDtype, Quantization
@@ -88,27 +89,46 @@ def build_engine(
 
 
 class EngineDeployment:
-    """One engine, ready once it has answered; arguments are those of `build_engine`."""
+    """One engine, ready once it has answered.
+
+    Args:
+        model: what metrics call it.
+        arguments: those of `build_engine`.
+    """
 
     # Serve awaits it, and counts the replica as started no sooner: the first user does not wait for the warm-up.
-    async def __init__(self, **arguments: Any) -> None:  # type: ignore[misc]
+    async def __init__(self, *, model: str, **arguments: Any) -> None:  # type: ignore[misc]
+        self._model = model
+        self._observer = RayObserver()
+        self._num_prompts = 0
         self._engine = build_engine(**arguments)
         await self._engine.warm_up()
 
     async def complete(self, request: GenerationRequest) -> Completion | Refusal:
         """See `Engine.complete`."""
-        return await self._engine.complete(request)
+        with self._counted():
+            return await self._engine.complete(request)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk | Refusal, None]:
         """See `Engine.stream`."""
         pieces = cast("AsyncGenerator[Chunk | Refusal, None]", self._engine.stream(request))
-        async with aclosing(pieces):  # when Serve drops this generator, the row leaves at once
-            async for piece in pieces:
-                yield piece
+        with self._counted():
+            async with aclosing(pieces):  # when Serve drops this generator, the row leaves at once
+                async for piece in pieces:
+                    yield piece
 
     def check_health(self) -> None:
-        """Serve asks, and replaces the replica if this raises."""
+        """Serve asks, every few seconds, and replaces the replica if this raises."""
+        self._observer.batch_size(self._model, self._num_prompts)
         self._engine.check_health()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._num_prompts += 1
+        try:
+            yield
+        finally:
+            self._num_prompts -= 1
 
     def __del__(self) -> None:
         if hasattr(self, "_engine"):  # the LLM was loaded

@@ -99,7 +99,7 @@ SNAPSHOT_AGE = Metric(
 )
 FACTS = Metric(kind="gauge", name="recipe_facts", description="Live facts served.")
 INDEX_BYTES = Metric(kind="gauge", name="recipe_index_bytes", description="Bytes of keys and indexes held.")
-BATCH_SIZE = Metric(kind="gauge", name="recipe_batch_size", description="Prompts in an engine's batch.")
+BATCH_SIZE = Metric(kind="gauge", name="recipe_batch_size", description="Prompts in work in an engine.")
 
 METRICS = (
     REQUESTS,
@@ -168,7 +168,7 @@ class RayObserver:
             self._made[metric].set(value, {"model": model})
 
     def batch_size(self, model: str, n: int) -> None:
-        """Prompts in an engine's batch now; for engines, which observe nothing else."""
+        """Prompts in work in an engine now, those that wait for its batch included; engines observe nothing else."""
         self._made[BATCH_SIZE].set(n, {"model": model})
 
 

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -347,12 +348,19 @@ def test_tokenizing_a_long_prompt_leaves_the_event_loop_alone(engine, llm, monke
 def test_a_deployment_is_warm_before_it_is_ready_and_passes_everything_on(llm_dir, llm):
     async def use():
         deployment = EngineDeployment.__new__(EngineDeployment)
-        await deployment.__init__(llm=str(llm_dir), device="cpu", max_batch_size=2)
+        await deployment.__init__(model="tiny", llm=str(llm_dir), device="cpu", max_batch_size=2)
         warmed = dict(deployment._engine._worker._calls)
         answer = await deployment.complete(ask("Hello"))
         chunks = [chunk async for chunk in deployment.stream(ask("Hello"))]
         await deployment.stream(ask("Hello", max_tokens=60)).aclose()
+        told = []
+        deployment._observer = SimpleNamespace(batch_size=lambda model, n: told.append((model, n)))
+        begun = deployment.stream(ask("Hello", max_tokens=60))
+        await anext(begun)
         deployment.check_health()
+        await begun.aclose()
+        deployment.check_health()
+        assert told == [("tiny", 1), ("tiny", 0)]
         return deployment, warmed, answer, chunks
 
     assert inspect.isasyncgenfunction(EngineDeployment.stream)
