@@ -12,6 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from recipe_ray.errors import EditorError
+from recipe_ray.model.decoding_rows import Job
 from recipe_ray.model.llm import FrozenLLM
 from serving.engines.protocol import DEFAULT_MAX_CHAT_TOKENS, DEFAULT_MAX_TOKENS
 from serving.messages import ChatMessage, GenerationRequest, Refusal
@@ -131,3 +132,29 @@ def new_tokens_of(
 def _unusable(message: str) -> Refusal:
     # No fault of the client's: the table and the LLM do not go together.
     return Refusal(message=message, code="edit_unusable", status=500)
+
+
+def job_of(
+    request: GenerationRequest,
+    token_ids: Sequence[int],
+    virtual_PD: npt.NDArray[np.floating[Any]] | None,
+    *,
+    max_new_tokens: int,
+    stream: bool,
+) -> Job:
+    """The work that a request is, once its prompt is tokens and there is room for them."""
+    sampling = request.sampling
+    return Job(
+        prompt_ids=token_ids,
+        max_new_tokens=max_new_tokens,
+        virtual_PD=virtual_PD,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.echo and sampling.logprobs is not None,
+        stream=stream,
+        continues=not is_chat(request.prompt),
+        ignore_eos=sampling.ignore_eos,
+    )

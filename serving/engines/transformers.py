@@ -18,7 +18,7 @@ from recipe_ray.errors import ServiceError
 from recipe_ray.model.decoding import Decoder, Job, Piece, Row
 from recipe_ray.model.decoding_sampling import ScoredToken
 from recipe_ray.model.llm import FrozenLLM
-from serving.engines.prompts import is_chat, new_tokens_of, token_ids_of, virtual_tokens_of
+from serving.engines.prompts import is_chat, job_of, new_tokens_of, token_ids_of, virtual_tokens_of
 from serving.messages import Chunk, Completion, GenerationRequest, Refusal, Sampling, TokenLogprob
 
 LONG_PROMPT = 4096  # characters: from here on another thread makes tokens of them, and the event loop goes on
@@ -158,7 +158,6 @@ class TransformersEngine:
         return await loop.run_in_executor(self._tokenizing, lambda: self._job(request, stream=stream))
 
     def _job(self, request: GenerationRequest, *, stream: bool) -> Job | Refusal:
-        sampling = request.sampling
         ids = token_ids_of(self._llm, request.prompt)
         if isinstance(ids, Refusal):
             return ids
@@ -177,20 +176,7 @@ class TransformersEngine:
         )
         if isinstance(max_new_tokens, Refusal):
             return max_new_tokens
-        return Job(
-            prompt_ids=ids,
-            max_new_tokens=max_new_tokens,
-            virtual_PD=virtual_PD,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
-            logprobs=sampling.logprobs,
-            prompt_logprobs=sampling.echo and sampling.logprobs is not None,
-            stream=stream,
-            continues=not is_chat(request.prompt),
-            ignore_eos=sampling.ignore_eos,
-        )
+        return job_of(request, ids, virtual_PD, max_new_tokens=max_new_tokens, stream=stream)
 
     def _echoed(self, request: GenerationRequest, job: Job) -> str:
         if not request.sampling.echo:

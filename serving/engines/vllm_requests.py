@@ -18,7 +18,7 @@ from recipe_ray.config import PromptPosition
 from recipe_ray.errors import EditorError
 from recipe_ray.model.decoding_rows import Job
 from recipe_ray.model.llm import check_prompt_width
-from serving.engines.prompts import Prompt, chat_token_ids, is_chat, new_tokens_of
+from serving.engines.prompts import Prompt, chat_token_ids, is_chat, job_of, new_tokens_of
 from serving.messages import ChatMessage, GenerationRequest, Refusal
 
 UNSUPPORTED: Mapping[str, str] = MappingProxyType(
@@ -107,19 +107,7 @@ class Admission:
         )
         if isinstance(num_new, Refusal):
             return num_new
-        return Job(
-            prompt_ids=ids,
-            max_new_tokens=num_new,
-            virtual_PD=virtual_PD,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-            stop=sampling.stop,
-            logprobs=sampling.logprobs,
-            stream=stream,
-            continues=not is_chat(request.prompt),
-            ignore_eos=sampling.ignore_eos,
-        )
+        return job_of(request, ids, virtual_PD, max_new_tokens=num_new, stream=stream)
 
     def _token_ids(self, prompt: Prompt) -> list[int] | Refusal:
         ids: list[int] | Refusal

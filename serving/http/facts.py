@@ -44,7 +44,7 @@ from serving.http.facts_wire import (
     scored_body,
     snapshot_body,
 )
-from serving.http.observe import note_model
+from serving.http.generate import model_of
 from serving.http.wire import MAX_INT64
 from serving.keys import Scope
 from serving.messages import Lookup, Refusal, WriteResult
@@ -236,21 +236,11 @@ async def activate_snapshot(
 
 
 def _entry(request: Request, scope: Scope, name: str | None, record: AuditRecord | None = None) -> ModelEntry:
-    """The model asked for, or the first that the key may use.
-
-    Raises:
-        ApiError: 403 the key lacks the scope; 404 there is no such model for it.
-    """
-    caller = caller_of(request)
-    caller.check(scope)
-    own = [entry for entry in service_of(request).models.values() if caller.may_use(entry.name)]
-    for entry in own:
-        if name in (None, entry.name):
-            note_model(request, entry.name)
-            if record is not None:
-                record.model = entry.name
-            return entry
-    raise errors.model_not_found(name or "", [entry.name for entry in own])
+    """See `model_of`; an audit's record is told which it is."""
+    entry = model_of(request, name, scope)
+    if record is not None:
+        record.model = entry.name
+    return entry
 
 
 def _namespace(request: Request, entry: ModelEntry, given: str | None) -> str:

@@ -22,6 +22,7 @@ from serving.http.context import ModelEntry, Service, caller_of, service_of
 from serving.http.observe import note_model
 from serving.http.sse import merge
 from serving.http.wire import MAX_INT64, GenerationBody, RecipeOptions
+from serving.keys import Scope
 from serving.messages import (
     ChatMessage,
     Chunk,
@@ -89,14 +90,14 @@ class Job:
         return range(first, first + self.n // self.num_draws)
 
 
-def model_of(request: Request, name: str | None) -> ModelEntry:
+def model_of(request: Request, name: str | None, scope: Scope = "infer") -> ModelEntry:
     """The model that a request names, or the first that its key may use.
 
     Raises:
         ApiError: 403, the key lacks the scope; 404, there is no such model for it.
     """
     caller = caller_of(request)
-    caller.check("infer")
+    caller.check(scope)
     models = {name: entry for name, entry in service_of(request).models.items() if caller.may_use(name)}
     entry = next(iter(models.values()), None) if name is None else models.get(name)
     if entry is None:
