@@ -62,6 +62,7 @@ def main() -> None:
                 "model": args.model,
                 "base_url": f"{args.url}/v1/completions",
                 "tokenizer": source,
+                "add_bos_token": True,  # as the harness does for models in process, and does not for others
                 "num_concurrent": args.num_concurrent,
                 "max_retries": 3,
             },
