@@ -13,17 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import (
-    Cache,
-    CacheLayerMixin,
-    DummyLayer,
-    DynamicCache,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-)
+from transformers import cache_utils
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from recipe_ray.errors import ModelError
 
+# Of layers that read another layer's cache; transformers before 5.20 has none.
+_DUMMY: Any = getattr(cache_utils, "DummyLayer", None)
 MIN_ROOM = 64  # columns: rows are laid anew at most once in so many tokens
 
 
@@ -198,8 +194,7 @@ class CacheFactory:
 
     def __init__(self, config: Any, *, name: str) -> None:
         self._kinds = [type(layer) for layer in DynamicCache(config=config).layers]
-        # Dummies belong to layers that read another layer's cache.
-        unknown = {kind for kind in self._kinds if kind not in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)}
+        unknown = {kind for kind in self._kinds if kind not in (DynamicLayer, DynamicSlidingWindowLayer, _DUMMY)}
         if unknown:
             raise ModelError(
                 f"LLM {name}: keeps {', '.join(sorted(kind.__name__ for kind in unknown))} where keys and values of "
@@ -208,14 +203,14 @@ class CacheFactory:
 
     def prefill(self) -> Cache:
         """An empty cache for rows that are read in together."""
-        return Cache(layers=[DummyLayer() if kind is DummyLayer else PrefillLayer() for kind in self._kinds])
+        return Cache(layers=[_DUMMY() if kind is _DUMMY else PrefillLayer() for kind in self._kinds])
 
     def running(self, slots: KVSlots) -> Cache:
         """A cache that stands for `slots`."""
         number, layers = 0, []
         for kind in self._kinds:
-            layers.append(DummyLayer() if kind is DummyLayer else SlotLayer(slots, number))
-            number += kind is not DummyLayer
+            layers.append(_DUMMY() if kind is _DUMMY else SlotLayer(slots, number))
+            number += kind is not _DUMMY
         return Cache(layers=layers)
 
 
