@@ -47,7 +47,7 @@ def test_it_serves_until_it_is_told_to_stop(ray_cluster, editor_dir, table_uri):
     try:
         assert process.stdout is not None
         line = next(line for line in process.stdout if line.startswith("serving "))
-        assert f"http://127.0.0.1:{port}/v1/completions" in line
+        assert f"http://127.0.0.1:{port}/v1 " in line
         assert httpx.get(f"http://127.0.0.1:{port}/healthz").json()["status"] == "ok"
         process.terminate()  # handled as Ctrl-C is
         rest = process.stdout.read()

@@ -26,7 +26,9 @@ from recipe_ray.store.upkeep.maintenance import rollback
 K, P, D = 4, 2, 3
 NUM_SHARDS = 4
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
-TIMES = [datetime.now(UTC) + timedelta(minutes=minutes) for minutes in (5, 30)]
+TIMES = [
+    datetime.now(UTC) + timedelta(days=1, minutes=minutes) for minutes in (5, 30)
+]  # after the longest run of tests
 IDENTITY = EditorIdentity(
     fingerprint="f00d",
     encoder="an encoder",
