@@ -10,7 +10,7 @@ from ray import serve
 from serving.local import APP_NAME, serving
 from serving.settings import AppArgs
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 PATIENCE_S = 150.0  # Serve looks at the load every ten seconds, and at the last thirty
 
