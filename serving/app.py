@@ -143,6 +143,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         dtype=model.dtype,
         quantization=model.quantization,
         tensor_parallel=model.tensor_parallel,
+        options=model.vllm_options,
         trust_remote_code=model.trust_remote_code,
         safetensors_only=not model.trust_remote_code,
     )

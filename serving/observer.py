@@ -25,25 +25,3 @@ class Observer(Protocol):
 
     def snapshot(self, *, model: str, version: int, age_s: float, num_facts: int, index_bytes: int) -> None:
         """What is served now."""
-
-
-class NoObserver:
-    """Tells nobody."""
-
-    def request(self, *, route: str, model: str, status: int, seconds: float) -> None:
-        """See Observer."""
-
-    def edit(self, *, model: str, outcome: EditOutcome, margin: float | None) -> None:
-        """See Observer."""
-
-    def retrieval(self, *, model: str, seconds: float) -> None:
-        """See Observer."""
-
-    def first_token(self, *, model: str, seconds: float) -> None:
-        """See Observer."""
-
-    def tokens(self, *, model: str, num_prompt: int, num_new: int, seconds: float) -> None:
-        """See Observer."""
-
-    def snapshot(self, *, model: str, version: int, age_s: float, num_facts: int, index_bytes: int) -> None:
-        """See Observer."""

@@ -46,6 +46,8 @@ class ModelArgs(BaseModel):
     """Load the LLM's weights in fewer bits (transformers with bitsandbytes, on a GPU)."""
     tensor_parallel: int = Field(default=1, ge=1)
     """GPUs that one vllm engine spreads the LLM over."""
+    vllm_options: dict[str, bool | int | float | str] | None = None
+    """More arguments of vllm's engine, such as gpu_memory_utilization where engines share a GPU (docs/vllm.md)."""
     trust_remote_code: bool = False
     """Run Python code that comes with the LLM's files, and take weights that are not safetensors."""
 
@@ -121,6 +123,8 @@ class ModelArgs(BaseModel):
             raise ConfigError(
                 "quantization is of the engine transformers; give vllm weights that are quantised already"
             )
+        if self.vllm_options and self.engine != "vllm":
+            raise ConfigError("vllm_options is of the engine vllm; give engine vllm, or leave it out")
         if self.tensor_parallel > 1 and self.engine != "vllm":
             raise ConfigError("tensor_parallel is of the engine vllm; give engine vllm, or leave it out")
         return self

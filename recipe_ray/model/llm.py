@@ -129,10 +129,6 @@ class FrozenLLM:
         """Token ids of an answer that continues a prompt: no special tokens."""
         return cast("list[int]", self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def count_tokens(self, text: str) -> int:
-        """Tokens that `text` takes as a prompt."""
-        return len(self.tokenize(text))
-
     def pad(
         self,
         token_ids: Sequence[Sequence[int]],

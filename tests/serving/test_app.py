@@ -67,6 +67,8 @@ def test_an_unknown_or_impossible_argument_is_refused():
         AppArgs(editor="e", table="t", max_batch_size=0)
     with pytest.raises(ConfigError, match="max_engines is 1, but num_engines is 2"):
         AppArgs(editor="e", table="t", num_engines=2, max_engines=1)
+    with pytest.raises(ConfigError, match="vllm_options is of the engine vllm"):
+        AppArgs(editor="e", table="t", vllm_options={"gpu_memory_utilization": 0.4})
     with pytest.raises(ConfigError, match="editor stands beside models"):
         AppArgs(editor="e", models=[{"editor": "e", "table": "t"}])
     with pytest.raises(ConfigError, match="gpus is 0"):

@@ -5,10 +5,10 @@ import json
 from datetime import UTC, datetime
 
 import numpy as np
+from silent_observer import SilentObserver
 
 from serving.errors import unavailable
 from serving.messages import AppliedFact, Chunk, Completion, Finding, ModelStatus, Refusal, TokenLogprob
-from serving.observer import NoObserver
 
 MODEL = "tiny"
 SNAPSHOT = 7
@@ -137,7 +137,7 @@ class FakeBackend:
         )
 
 
-class Tally(NoObserver):
+class Tally(SilentObserver):
     """Remembers what it is told."""
 
     def __init__(self):

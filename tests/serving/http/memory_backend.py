@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 
 import httpx
 import numpy as np
+from silent_observer import SilentObserver
 
 from serving.http.access import Access
 from serving.http.app import create_http_app
@@ -24,7 +25,6 @@ from serving.messages import (
     StoredFact,
     WriteResult,
 )
-from serving.observer import NoObserver
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -170,7 +170,7 @@ def _scored(facts, query, namespace):
     )
 
 
-class Recorder(NoObserver):
+class Recorder(SilentObserver):
     """Keeps what it is told of requests."""
 
     def __init__(self):
