@@ -24,6 +24,7 @@ from serving.writer import WriterDeployment
 
 # Above what the parts take and queue, so that an overload is answered by us, in OpenAI's shape, and not by the proxy.
 _MAX_REQUESTS = 4096
+_REQUESTS = 64  # in work in one ingress, beyond which another is added
 _LOOKUPS = 256  # that one query encoder has in work: small, and batched as they come
 _DRAIN_S = 30.0  # a replica that goes ends its answers first
 _HEALTH_S = 5.0  # how soon a dead engine is noticed
@@ -49,7 +50,7 @@ def build_app(args: AppArgs) -> Application:
     in_ingress = sum(model.retriever_cpus for model in args.models if not model.num_retrievers)
     return _deployment(
         IngressDeployment,
-        **_scaled(args.num_ingresses, args.max_ingresses, 64, args.models[0]),
+        **_scaled(args.num_ingresses, args.max_ingresses, _REQUESTS, args),
         ray_actor_options={"num_cpus": INGRESS_CPUS + in_ingress},
         max_ongoing_requests=_MAX_REQUESTS,
         max_queued_requests=_MAX_REQUESTS,
@@ -127,7 +128,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
     engine = _deployment(
         EngineDeployment,
         suffix,
-        **_scaled(model.num_engines, model.engine_limit, model.max_batch_size, model),
+        **_scaled(model.num_engines, model.engine_limit, model.max_batch_size, args),
         ray_actor_options={"num_cpus": model.cpus, "num_gpus": gpus},
         max_ongoing_requests=2 * model.max_batch_size,  # a batch in work, and the next rows ready as old ones end
         max_queued_requests=args.max_waiting,
@@ -155,7 +156,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         retriever=_deployment(
             RetrieverDeployment,
             suffix,
-            **_scaled(model.num_retrievers, model.retriever_limit, _LOOKUPS / 8, model),
+            **_scaled(model.num_retrievers, model.retriever_limit, _LOOKUPS / 8, args),
             ray_actor_options={"num_cpus": model.retriever_cpus},
             max_ongoing_requests=_LOOKUPS,
             max_queued_requests=args.max_waiting,
@@ -178,7 +179,7 @@ def engine_placement(args: ModelArgs) -> tuple[str, float]:
     return args.device if args.device != "auto" else "cuda" if gpus else "cpu", gpus
 
 
-def _scaled(least: int, most: int | None, target: float, model: ModelArgs) -> dict[str, Any]:
+def _scaled(least: int, most: int | None, target: float, args: AppArgs) -> dict[str, Any]:
     """Replicas as Serve takes them: a number, or a range that follows the requests in work."""
     if most is None or most <= least:
         return {"num_replicas": least}
@@ -187,8 +188,8 @@ def _scaled(least: int, most: int | None, target: float, model: ModelArgs) -> di
             min_replicas=least,
             max_replicas=most,
             target_ongoing_requests=target,
-            upscale_delay_s=model.upscale_delay_s,
-            downscale_delay_s=model.downscale_delay_s,
+            upscale_delay_s=args.upscale_delay_s,
+            downscale_delay_s=args.downscale_delay_s,
         )
     }
 

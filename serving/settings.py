@@ -76,10 +76,6 @@ class ModelArgs(BaseModel):
     """What becomes of a request whose part of the index does not answer: 503, or an unedited answer that says so."""
     retrieval_timeout_s: float = Field(default=5.0, gt=0)
     """Seconds after which a part of the index counts as lost."""
-    upscale_delay_s: float = Field(default=10.0, ge=0)
-    """Seconds of load after which replicas are added: a burst shorter than that is queued."""
-    downscale_delay_s: float = Field(default=300.0, ge=0)
-    """Seconds of less load after which replicas are taken away: loading an LLM takes minutes."""
 
     @property
     def engine_limit(self) -> int:
@@ -144,6 +140,10 @@ class ServiceArgs(BaseModel):
     """Processes that take requests; the least of them where `max_ingresses` is more."""
     max_ingresses: int | None = Field(default=None, ge=1)
     """Processes that take requests under load; `num_ingresses` if not given."""
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds of load after which replicas are added: a burst shorter than that is queued."""
+    downscale_delay_s: float = Field(default=300.0, ge=0)
+    """Seconds of less load after which replicas are taken away: loading an LLM takes minutes."""
     max_waiting: int = Field(default=256, ge=1)
     """Prompts that one ingress keeps waiting for engines; the next are told 429."""
     max_body_bytes: int = Field(default=4 << 20, ge=1024)
