@@ -16,10 +16,10 @@ import torch
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ServiceError
 from recipe_ray.model.decoding import Decoder, Job, Piece, Row
-from recipe_ray.model.decoding_sampling import ScoredToken
 from recipe_ray.model.llm import FrozenLLM
+from serving.engines.answers import Answers
 from serving.engines.prompts import is_chat, job_of, new_tokens_of, token_ids_of, virtual_tokens_of
-from serving.messages import Chunk, Completion, GenerationRequest, Refusal, Sampling, TokenLogprob
+from serving.messages import Chunk, Completion, GenerationRequest, Refusal, Sampling
 
 LONG_PROMPT = 4096  # characters: from here on another thread makes tokens of them, and the event loop goes on
 
@@ -49,7 +49,7 @@ class TransformersEngine:
         self._llm = llm
         decoder = Decoder(llm, position=position, max_rows=max_batch_size, max_cached_tokens=max_cached_tokens)
         self._max_cached_tokens = decoder.max_cached_tokens
-        self._token_texts: dict[int, str] = {}
+        self._answers = Answers(llm.name, llm.tokenizer)
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._worker = _Worker(decoder, llm.name)
 
@@ -71,15 +71,7 @@ class TransformersEngine:
                 self._worker.cancel(call)
         if isinstance(piece, Exception):
             return _refused(piece)
-        if piece.finish is None or piece.finish == "failed":
-            return self._not_finite()
-        return Completion(
-            text=self._echoed(request, job) + piece.text,
-            logprobs=self._logprobs(piece.prompt_tokens + piece.tokens),
-            finish_reason=piece.finish,
-            num_prompt_tokens=len(job.prompt_ids),
-            num_new_tokens=piece.num_new_tokens,
-        )
+        return self._answers.completion(job, piece, echoed=self._echoed(request, job))
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk | Refusal, None]:
         """Complete a prompt piece by piece; closing the iterator takes its row out of the batch.
@@ -102,16 +94,7 @@ class TransformersEngine:
                     yield _refused(piece)
                     return
                 finish = piece.finish
-                if finish == "failed":
-                    yield self._not_finite()
-                    return
-                yield Chunk(
-                    text=echoed + piece.text,
-                    logprobs=self._logprobs(piece.prompt_tokens + piece.tokens),
-                    finish_reason=finish,
-                    num_prompt_tokens=len(job.prompt_ids),
-                    num_new_tokens=piece.num_new_tokens,
-                )
+                yield self._answers.chunk(job, piece, echoed=echoed)
                 echoed = ""
         finally:
             if finish is None:
@@ -184,28 +167,6 @@ class TransformersEngine:
         if isinstance(request.prompt, str):
             return request.prompt
         return str(self._llm.tokenizer.decode(list(job.prompt_ids), skip_special_tokens=True))
-
-    def _logprobs(self, scored: tuple[ScoredToken, ...]) -> tuple[TokenLogprob, ...]:
-        return tuple(
-            TokenLogprob(
-                token=self._token_text(token.token_id),
-                logprob=token.logprob,
-                top=tuple((self._token_text(token_id), logprob) for token_id, logprob in token.top),
-            )
-            for token in scored
-        )
-
-    def _token_text(self, token: int) -> str:
-        if token not in self._token_texts:
-            self._token_texts[token] = str(self._llm.tokenizer.decode([token], skip_special_tokens=False))
-        return self._token_texts[token]
-
-    def _not_finite(self) -> Refusal:
-        return Refusal(
-            message=f"the scores of {self._llm.name} for this prompt are not finite; if a fact applies, encode it anew",
-            code="not_finite",
-            status=500,
-        )
 
 
 class _Call:

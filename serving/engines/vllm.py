@@ -22,6 +22,7 @@ from recipe_ray.model.decoding_sampling import MIN_LOGPROB, NOT_FINITE, ScoredTo
 from recipe_ray.model.decoding_text import decoder_of
 from recipe_ray.model.hub import loading, model_source
 from recipe_ray.model.llm import LLMDtype
+from serving.engines.answers import Answers
 from serving.engines.guard import Guard
 from serving.engines.vllm_requests import MAX_LOGPROBS, UNSUPPORTED, Admission, mixed_prompt
 from serving.messages import (
@@ -30,7 +31,6 @@ from serving.messages import (
     GenerationRequest,
     Refusal,
     Sampling,
-    TokenLogprob,
 )
 
 MIN_TOP_P = 1e-9  # the most probable token alone, as 0 means; vLLM wants more than 0
@@ -87,7 +87,7 @@ class VllmEngine:
             self._tokenizer = cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source, **code))
             self._eos = _eos_token_ids(source, self._tokenizer, **code)
         self._decode = decoder_of(self._tokenizer)
-        self._token_texts: dict[int, str] = {}
+        self._answers = Answers(llm, self._tokenizer)
         self._engine = self._start(
             llm,
             {
@@ -144,15 +144,7 @@ class VllmEngine:
             return job
         async with aclosing(self._pieces(job, request.request_id)) as pieces:
             piece = await anext(pieces)
-        if piece.finish is None or piece.finish == "failed":
-            return self._not_finite()
-        return Completion(
-            text=piece.text,
-            logprobs=self._logprobs(piece.tokens),
-            finish_reason=piece.finish,
-            num_prompt_tokens=len(job.prompt_ids),
-            num_new_tokens=piece.num_new_tokens,
-        )
+        return self._answers.completion(job, piece)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk | Refusal, None]:
         """Complete a prompt piece by piece; closing the iterator takes it off vLLM's batch.
@@ -166,16 +158,7 @@ class VllmEngine:
             return
         async with aclosing(self._pieces(job, request.request_id)) as pieces:
             async for piece in pieces:
-                if piece.finish == "failed":
-                    yield self._not_finite()
-                    return
-                yield Chunk(
-                    text=piece.text,
-                    logprobs=self._logprobs(piece.tokens),
-                    finish_reason=piece.finish,
-                    num_prompt_tokens=len(job.prompt_ids),
-                    num_new_tokens=piece.num_new_tokens,
-                )
+                yield self._answers.chunk(job, piece)
 
     async def warm_up(self) -> None:
         """Answer a few short requests, edited and unedited; the first log-probabilities alone compile for seconds.
@@ -287,28 +270,6 @@ class VllmEngine:
             stop_token_ids=[] if job.ignore_eos else list(self._eos),
             detokenize=False,
             output_kind=self._vllm.RequestOutputKind.DELTA,
-        )
-
-    def _logprobs(self, scored: tuple[ScoredToken, ...]) -> tuple[TokenLogprob, ...]:
-        return tuple(
-            TokenLogprob(
-                token=self._token_text(token.token_id),
-                logprob=token.logprob,
-                top=tuple((self._token_text(token_id), logprob) for token_id, logprob in token.top),
-            )
-            for token in scored
-        )
-
-    def _token_text(self, token: int) -> str:
-        if token not in self._token_texts:
-            self._token_texts[token] = str(self._tokenizer.decode([token], skip_special_tokens=False))
-        return self._token_texts[token]
-
-    def _not_finite(self) -> Refusal:
-        return Refusal(
-            message=f"the scores of {self._name} for this prompt are not finite; if a fact applies, encode it anew",
-            code="not_finite",
-            status=500,
         )
 
 
