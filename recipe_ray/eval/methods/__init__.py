@@ -1,0 +1,1 @@
+"""The editors compared, each behind `base.Method`."""

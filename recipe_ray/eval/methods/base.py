@@ -1,0 +1,65 @@
+"""What an editor is to the evaluation: it takes edits, says or changes what the LLM answers, and takes them back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from recipe_ray.eval.cases import Ask
+from recipe_ray.eval.protocol import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What a method may see of an edit: nothing that the evaluation asks but the edit's own question.
+
+    Attributes:
+        fact_id: its id.
+        prompt: its question.
+        target: what the edited LLM must say after it.
+        subject: whom or what it is about, standing in `prompt`; empty where the data set does not say.
+    """
+
+    fact_id: str
+    prompt: str
+    target: str
+    subject: str = ""
+
+    @property
+    def statement(self) -> str:
+        """The edit as a sentence without its full stop."""
+        return f"{self.prompt} {self.target}"
+
+
+class Method(Protocol):
+    """An editor under evaluation.
+
+    Attributes:
+        name: in tables.
+        changes_llm: whether answers depend on the edits in force beyond what `asks` says, so that they must be made
+            before `undo`. A method that acts on what a frozen LLM reads says False, and its asks are answered in
+            large batches.
+        reader: the LLM as it answers with the edits in force.
+    """
+
+    name: str
+    changes_llm: bool
+    reader: Reader
+
+    def apply(self, edits: Sequence[Edit]) -> None:
+        """Add edits to those in force.
+
+        One call is one batch: a method that can edit many facts at once does, one that cannot takes them one by one.
+        Lifelong editing is a call an edit. Two edits of one fact_id: the later counts.
+
+        Raises:
+            EditorError: the edit cannot be made by this method (for instance it needs a subject and there is none).
+        """
+
+    def undo(self) -> None:
+        """Take back all edits: the LLM's weights and answers are what they were, to the bit."""
+
+    def asks(self, prompts: Sequence[str]) -> list[Ask]:
+        """What the LLM reads for each prompt with the edits in force; the prompt alone is the query."""
+
+    def state_bytes(self) -> int:
+        """What the edits in force keep beyond the unedited LLM: changed weights count, copies kept for `undo` do not."""
