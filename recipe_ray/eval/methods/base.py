@@ -62,4 +62,4 @@ class Method(Protocol):
         """What the LLM reads for each prompt with the edits in force; the prompt alone is the query."""
 
     def state_bytes(self) -> int:
-        """What the edits in force keep beyond the unedited LLM: changed weights count, copies kept for `undo` do not."""
+        """What the edits in force keep beyond the unedited LLM: changed weights count, copies for `undo` do not."""
