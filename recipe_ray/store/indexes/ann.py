@@ -7,12 +7,12 @@ Inner products of keys of unequal length are no distance: a graph or an inverted
 the best fact. Two remedies are here. `l2` adds a coordinate √(M² - |k|²), M the largest norm, which makes all keys
 equally long: the nearest by distance is then the best by inner product (Bachrach et al. 2014, section 3). `spherical`
 clusters directions: unit centroids, inner products within the lists. The third is more probes, and did most of what was
-measured (see `tuning`).
+measured (see `tuning`). What is indexed may be narrower than a key (see `reduction`).
 
 Shapes: B queries, F facts, K key width, C candidates of a query, N facts found for a query, W width of what is indexed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from recipe_ray.errors import ConfigError
 from recipe_ray.retrieval import NO_FACT
 from recipe_ray.store.indexes.exact import inner_products, load_faiss
+from recipe_ray.store.indexes.reduction import directions, reduced, reduced_alike, taken_apart, transformed
 
 Kind = Literal["exact", "ivf", "hnsw", "sq8"]
 Remedy = Literal["none", "l2", "spherical"]
@@ -29,7 +30,8 @@ Keys = npt.NDArray[np.floating[Any]]
 
 BLOCK_ROWS = 65_536  # rows held as float32 at once
 _SCAN_ROWS = 16_384  # likewise, beside their scores for every query
-_CANDIDATES: dict[Kind, int] = {"exact": 8, "ivf": 8, "hnsw": 8, "sq8": 32}  # eight bits misplace near neighbours
+_CANDIDATES = 8
+MORE_CANDIDATES = 32  # where eight bits, or fewer numbers than a key has, misplace near neighbours
 _WIDER = 8  # times as many candidates where all of them tie
 _POINTS_PER_LIST = 64  # that train a list's centroid; FAISS's own 256 takes four times as long
 _CLUSTERING_STEPS = 10
@@ -50,6 +52,7 @@ class PartSpec:
         num_probes: lists that a query visits, or, of hnsw, entries kept on the way; 0 without either.
         num_links: of a fact in the graph; 0 without one.
         max_norm: M, the largest norm of a key.
+        num_dimensions: numbers a key that are indexed, along the directions that hold most; 0 for all.
     """
 
     kind: Kind
@@ -59,6 +62,7 @@ class PartSpec:
     num_probes: int = 0
     num_links: int = 0
     max_norm: float = 1.0
+    num_dimensions: int = 0
 
     def __post_init__(self) -> None:
         if self.kind == "ivf" and not self.num_lists:
@@ -69,11 +73,21 @@ class PartSpec:
             raise ConfigError("kind is hnsw and num_links is 0; give the links of a fact")
         if self.num_links and self.kind != "hnsw":
             raise ConfigError(f"num_links is {self.num_links} and kind is {self.kind}, which has no graph; drop one")
+        if self.num_dimensions and (self.kind == "exact" or self.remedy == "l2"):
+            raise ConfigError(
+                f"num_dimensions is {self.num_dimensions}, but kind is {self.kind} and remedy is {self.remedy}; "
+                "exact and l2 index whole keys, drop one"
+            )
 
     @property
     def approximate(self) -> bool:
         """Whether the best fact may be missed."""
         return self.kind != "exact"
+
+    @property
+    def num_candidates(self) -> int:
+        """C, facts that are scored again for the best one."""
+        return MORE_CANDIDATES if self.kind == "sq8" or self.num_dimensions else _CANDIDATES
 
 
 class PartIndex:
@@ -90,6 +104,10 @@ class PartIndex:
         self.index = index
         self.keys_FK = keys_FK
         self.spec = spec
+        self._searched = index
+        self._directions_WK: npt.NDArray[np.float32] | None = None
+        if spec.num_dimensions:
+            self._searched, self._directions_WK = taken_apart(index)
 
     def search(
         self, queries_BK: npt.NDArray[np.float32], *, visible: Any = None, num_probes: int | None = None
@@ -127,11 +145,13 @@ class PartIndex:
         if not num_facts or not len(queries_BK):
             return rows_BN, scores_BN
         targets_BW = space_queries(queries_BK, self.spec)
-        num_candidates = min(_CANDIDATES[self.spec.kind] + num_nearest - 1, num_facts)
+        if self._directions_WK is not None:
+            targets_BW = reduced_alike(targets_BW, self._directions_WK)
+        num_candidates = min(self.spec.num_candidates + num_nearest - 1, num_facts)
         open_B = np.arange(len(queries_BK))
         while len(open_B):
             params = self._params(visible, num_probes or self.spec.num_probes, num_candidates)
-            _, candidates_BC = self.index.search(targets_BW[open_B], num_candidates, params=params)
+            _, candidates_BC = self._searched.search(targets_BW[open_B], num_candidates, params=params)
             found, scores = rescored(self.keys_FK, queries_BK[open_B], candidates_BC)
             rows, best = _best(found, scores, num_nearest)
             rows_BN[open_B, : rows.shape[1]], scores_BN[open_B, : rows.shape[1]] = rows, best
@@ -174,7 +194,7 @@ def exact_nearest(
     Returns:
         As `PartIndex.search`.
     """
-    num_queries, num_candidates = len(queries_BK), min(_CANDIDATES["exact"], max(1, len(keys_FK)))
+    num_queries, num_candidates = len(queries_BK), min(_CANDIDATES, max(1, len(keys_FK)))
     queries_KB = np.ascontiguousarray(queries_BK.T)
     best_BC = np.full((num_queries, num_candidates), NO_FACT, np.int64)
     scores_BC = np.full((num_queries, num_candidates), -np.inf, np.float32)
@@ -206,6 +226,10 @@ def build(keys_FK: Keys, spec: PartSpec) -> Any:
         ServiceError: FAISS is not installed.
     """
     faiss = load_faiss()
+    if spec.num_dimensions:
+        directions_WK = directions(keys_FK, spec.num_dimensions)
+        narrow = build(reduced(keys_FK, directions_WK), replace(spec, num_dimensions=0))
+        return transformed(narrow, directions_WK)
     width = space_width(keys_FK.shape[1], spec)
     metric = faiss.METRIC_L2 if spec.remedy == "l2" else faiss.METRIC_INNER_PRODUCT
     codes = {"float16": faiss.ScalarQuantizer.QT_fp16, "float32": None}[spec.storage]

@@ -24,6 +24,8 @@ class IndexBuildConfig:
         num_probes: lists that a query visits, or graph entries it keeps, to begin with; raised until --min-recall is
             met.
         num_links: of a fact in the graph of hnsw.
+        num_dimensions: numbers a key that are indexed; None takes for hnsw as few as --min-recall allows, if half of a
+            key's are enough, and all otherwise.
         min_recall: share of sample queries whose best fact must be found; where it is not, exact is taken.
         num_queries: in the sample of a shard.
         json: file for the summary as JSON, local or s3://.
@@ -38,6 +40,7 @@ class IndexBuildConfig:
     num_lists: int | None = None
     num_probes: int | None = None
     num_links: int = _DEFAULT.num_links
+    num_dimensions: int | None = None
     min_recall: float = _DEFAULT.min_recall
     num_queries: int = _DEFAULT.num_queries
     json: str | None = None
@@ -54,6 +57,7 @@ class IndexBuildConfig:
             num_lists=self.num_lists,
             num_probes=self.num_probes,
             num_links=self.num_links,
+            num_dimensions=self.num_dimensions,
             min_recall=self.min_recall,
             num_queries=self.num_queries,
         )

@@ -15,6 +15,7 @@ from recipe_ray.errors import ConfigError
 from recipe_ray.retrieval import NO_FACT, decide
 from recipe_ray.store.indexes.ann import (
     BLOCK_ROWS,
+    MORE_CANDIDATES,
     Keys,
     Kind,
     PartIndex,
@@ -26,6 +27,7 @@ from recipe_ray.store.indexes.ann import (
     visible_rows,
 )
 from recipe_ray.store.indexes.exact import inner_products
+from recipe_ray.store.indexes.reduction import fewest_dimensions
 
 DEFAULT_EXACT_BELOW = 20_000
 _UNIT_TOLERANCE = 0.01  # float16 rounds a unit norm by less than 0.001
@@ -46,6 +48,8 @@ class IndexSettings:
         num_lists: of ivf; of sq8 likewise, which scans one list of all if not given.
         num_probes: lists that a query visits (ivf, sq8), or entries kept on its way (hnsw), to begin with.
         num_links: of a fact in the graph of hnsw.
+        num_dimensions: numbers a key that are indexed; None takes for hnsw as few as cost little recall, if half of a
+            key's are enough, and all otherwise.
         exact_below: facts of a shard.
         min_recall: share of sample queries whose best fact must be found; probes are doubled until it is, and where
             that does not help, exact is taken.
@@ -58,6 +62,7 @@ class IndexSettings:
     num_lists: int | None = None
     num_probes: int | None = None
     num_links: int = 32
+    num_dimensions: int | None = None
     exact_below: int = DEFAULT_EXACT_BELOW
     min_recall: float = 0.99
     num_queries: int = 512
@@ -67,7 +72,7 @@ class IndexSettings:
             allowed = ("auto", *get_args(choices))
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(allowed)}")
-        for name in ("num_lists", "num_probes", "num_links", "num_queries"):
+        for name in ("num_lists", "num_probes", "num_links", "num_dimensions", "num_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; give 1 or more")
@@ -77,6 +82,11 @@ class IndexSettings:
             raise ConfigError(f"kind is exact and num_probes is {self.num_probes}; exact has no probes, drop one")
         if self.kind in ("exact", "hnsw") and self.num_lists is not None:
             raise ConfigError(f"kind is {self.kind} and num_lists is {self.num_lists}; it has no lists, drop one")
+        if self.num_dimensions is not None and (self.kind == "exact" or self.remedy == "l2"):
+            raise ConfigError(
+                f"num_dimensions is {self.num_dimensions}, but kind is {self.kind} and remedy is {self.remedy}; "
+                "exact and l2 index whole keys, drop one"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,8 +135,12 @@ def build_tuned(keys_FK: Keys, settings: IndexSettings, sentinel_K: npt.NDArray[
     if not spec.approximate:
         return _exact(keys_FK, spec, reason)
     truth = exact_nearest(keys_FK, sample.queries_QK, left_out_B=sample.left_out_Q)
+    whole, spec = spec, _narrowed(keys_FK, spec, settings, sample, truth)
     tuned = _measure(keys_FK, spec, settings, sentinel_K, sample, truth)
     reason = f"{reason}; {tuned.reason}"
+    if tuned.recall < settings.min_recall and spec != whole and settings.num_dimensions is None:
+        tuned = _measure(keys_FK, whole, settings, sentinel_K, sample, truth)
+        reason = f"{reason}, below {settings.min_recall}: whole keys; {tuned.reason}"
     if tuned.recall < settings.min_recall and settings.kind == "auto":
         spec, _ = choose(keys_FK, replace(settings, kind="ivf"))
         tuned = _measure(keys_FK, spec, settings, sentinel_K, sample, truth)
@@ -135,6 +149,29 @@ def build_tuned(keys_FK: Keys, settings: IndexSettings, sentinel_K: npt.NDArray[
         spec = PartSpec(kind="exact", storage=spec.storage, max_norm=spec.max_norm)
         return _exact(keys_FK, spec, f"{reason}, below {settings.min_recall}: exact")
     return replace(tuned, reason=reason)
+
+
+def _narrowed(
+    keys_FK: Keys,
+    spec: PartSpec,
+    settings: IndexSettings,
+    sample: Sample,
+    truth: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]],
+) -> PartSpec:
+    """The same index over fewer numbers a key, as asked or where it pays: half of the misses may come of that."""
+    num_dimensions = settings.num_dimensions
+    if num_dimensions is None:
+        if spec.kind != "hnsw" or spec.remedy == "l2":
+            return spec
+        num_dimensions = fewest_dimensions(
+            keys_FK,
+            sample.queries_QK,
+            truth[0],
+            sample.left_out_Q,
+            num_candidates=MORE_CANDIDATES,
+            min_recall=(1 + settings.min_recall) / 2,
+        )
+    return replace(spec, num_dimensions=num_dimensions if num_dimensions < keys_FK.shape[1] else 0)
 
 
 def _measure(
@@ -158,6 +195,8 @@ def _measure(
     thresholds_Q = inner_products(sample.queries_QK, sentinel_K)
     agreement = _share(decide(*found, thresholds_Q).row_B == decide(*truth, thresholds_Q).row_B)
     reason = f"recall {recall:.4f} on {len(found[0])} queries" + (f" with {num_probes} probes" if most else "")
+    if spec.num_dimensions:
+        reason += f" over {spec.num_dimensions} of {keys_FK.shape[1]} numbers a key"
     part = PartIndex(part.index, keys_FK, replace(spec, num_probes=num_probes))
     return Tuned(part=part, recall=recall, agreement=agreement, reason=reason)
 
