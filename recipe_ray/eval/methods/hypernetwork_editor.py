@@ -1,0 +1,166 @@
+"""Editors whose shifts a hypernetwork gives: its training, and the editor with it.
+
+Shape letters: G groups of edits, I inner width of the MLP, D LLM width.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from recipe_ray.errors import EditorError
+from recipe_ray.eval.methods.factors import AnswerRows, Factors, TokenChoice, edit_factors, shifted
+from recipe_ray.eval.methods.hypernetwork import (
+    Hypernetwork,
+    HypernetworkArgs,
+    load_hypernetwork,
+    save_hypernetwork,
+)
+from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
+from recipe_ray.eval.methods.shift_editor import ShiftEditor
+from recipe_ray.examples import Batches, EditExample
+from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.losses import answer_nll, locality_kl
+
+
+class HypernetworkEditor(ShiftEditor):
+    """An editor with a trained hypernetwork.
+
+    Args:
+        llm: the LLM; its weights change with `apply` and come back with `undo`.
+        args: how the hypernetwork was trained.
+        network: the hypernetwork, for this LLM.
+
+    Raises:
+        EditorError: the LLM has no such layer, or is of a family whose MLP is not known.
+    """
+
+    args_class: ClassVar[type[HypernetworkArgs]]
+    network_class: ClassVar[type[Hypernetwork]]
+    tokens: ClassVar[TokenChoice]
+
+    def __init__(self, llm: FrozenLLM, args: Any, *, network: Hypernetwork) -> None:
+        super().__init__(llm, args.layers, answer_end=args.answer_end, tokens=self.tokens)
+        self.args = args
+        self.network = network.to(llm.device).eval()
+
+    @classmethod
+    def train(
+        cls,
+        llm: FrozenLLM,
+        args: Any,
+        batches: Batches,
+        *,
+        seed: int = 0,
+        report: Callable[[int, dict[str, float]], None] | None = None,
+    ) -> Self:
+        """Train a hypernetwork for an LLM, which is left as it is.
+
+        A step makes a batch's edits, `group_sizes` of them at once, each group apart from the others, and lowers the
+        edited LLMs' negative log-likelihood of the targets, after the edits' own prompts and in other words, and their
+        divergence from the unedited LLM behind locality prompts (MEND, equation 5; MALMEN, equation 1).
+
+        Args:
+            llm: the LLM.
+            args: how.
+            batches: training data, of `batch_size` edits each.
+            seed: of the weights that training starts with.
+            report: called with each step's number and its losses, nats a token.
+
+        Raises:
+            EditorError: a batch cannot be taken in groups, or the LLM's family is not known.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = cls.network_class(*_shape(llm, args), args).to(llm.device).train()
+        optimizer = torch.optim.Adam(
+            [
+                {"params": [network.edit_lr_L], "lr": args.edit_lr_rate},
+                {"params": [one for one in network.parameters() if one is not network.edit_lr_L], "lr": args.meta_lr},
+            ]
+        )
+        for step in range(args.num_steps):
+            group_size = args.group_sizes[step % len(args.group_sizes)]
+            losses = _losses(llm, network, args, batches.batch(step), group_size, cls.tokens)
+            optimizer.zero_grad()
+            (args.edit_weight * losses["edit"] + args.locality_weight * losses["locality"]).backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
+            optimizer.step()
+            if report is not None:
+                report(step, {name: loss.item() for name, loss in losses.items()})
+        return cls(llm, args, network=network)
+
+    @classmethod
+    def load(cls, llm: FrozenLLM, folder: Path) -> Self:
+        """The editor that `save` wrote.
+
+        Raises:
+            EditorError: not there, unreadable, or trained for an LLM of another shape.
+        """
+        # The layers are the saved arguments'; every layer's projection has the last one's shape.
+        shape = _shape_of(llm, -1)
+        network, args = load_hypernetwork(folder, cls.network_class, cls.args_class, shape=shape)
+        return cls(llm, args, network=network)
+
+    def save(self, folder: Path) -> None:
+        """Write the hypernetwork and its arguments into a folder, which is made where there is none."""
+        save_hypernetwork(self.network, self.args, folder)
+
+    @torch.no_grad()
+    def shifts(self, factors: Factors) -> list[Tensor]:
+        """The hypernetwork's shifts, for all edits at once."""
+        size = int(factors.edit_N[-1]) + 1
+        return [shift[0] for shift in self.network.shifts(factors, group_size=size, num_groups=1)]
+
+
+def _losses(
+    llm: FrozenLLM,
+    network: Hypernetwork,
+    args: HypernetworkArgs,
+    examples: list[EditExample],
+    group_size: int,
+    tokens: TokenChoice,
+) -> dict[str, Tensor]:
+    """The edit loss and the locality loss of a batch, each a mean over answer tokens."""
+    num_groups, left_over = divmod(len(examples), group_size)
+    if left_over:
+        raise EditorError(f"{len(examples)} edits of a batch do not fall into groups of {group_size}; give a divisor")
+    projections = [mlp_projection(llm, layer) for layer in args.layers]
+    asked = [(one.prompt, one.target) for one in examples]
+    factors = edit_factors(llm, projections, asked, answer_end=args.answer_end, tokens=tokens)
+    network.see(factors)
+    shifts = network.shifts(factors, group_size=group_size, num_groups=num_groups)
+    # A group's rows stand together, as `shifted` wants: of each edit its own question, the reworded one, the spared one.
+    questions = [
+        question
+        for one in examples
+        for question in (
+            (one.prompt, one.target),
+            (one.generality_prompt, one.generality_target),
+            (one.locality_prompt, one.locality_target),
+        )
+    ]
+    batch = AnswerRows.make(llm, questions, answer_end=args.answer_end)
+    is_locality = torch.arange(len(questions), device=llm.device) % 3 == 2
+    with torch.no_grad():
+        unedited = batch.logits(llm)
+    with shifted(projections, shifts):
+        edited = batch.logits(llm)
+    mask_BA = batch.mask_BA * ~is_locality[:, None]
+    spared_BA = batch.mask_BA * is_locality[:, None]
+    return {
+        "edit": answer_nll(edited, batch.answers_BA, mask_BA).sum() / mask_BA.sum(),
+        "locality": locality_kl(edited, unedited, spared_BA).sum() / spared_BA.sum(),
+    }
+
+
+def _shape(llm: FrozenLLM, args: HypernetworkArgs) -> tuple[int, int]:
+    return _shape_of(llm, args.layers[-1])
+
+
+def _shape_of(llm: FrozenLLM, layer: int) -> tuple[int, int]:
+    """I and D of a layer."""
+    width, inner_width = weight_DI(mlp_projection(llm, layer)).shape
+    return inner_width, width
