@@ -3,15 +3,15 @@
 Shape letters: G groups of edits, I inner width of the MLP, D LLM width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from recipe_ray.errors import EditorError
-from recipe_ray.eval.methods.factors import AnswerRows, Factors, TokenChoice, edit_factors, shifted
+from recipe_ray.eval.methods.factors import BATCH_SIZE, AnswerRows, Factors, TokenChoice, edit_factors, shifted
 from recipe_ray.eval.methods.hypernetwork import (
     Hypernetwork,
     HypernetworkArgs,
@@ -41,7 +41,7 @@ class HypernetworkEditor(ShiftEditor):
     network_class: ClassVar[type[Hypernetwork]]
     tokens: ClassVar[TokenChoice]
 
-    def __init__(self, llm: FrozenLLM, args: Any, *, network: Hypernetwork) -> None:
+    def __init__(self, llm: FrozenLLM, args: HypernetworkArgs, *, network: Hypernetwork) -> None:
         super().__init__(llm, args.layers, answer_end=args.answer_end, tokens=self.tokens)
         self.args = args
         self.network = network.to(llm.device).eval()
@@ -50,7 +50,7 @@ class HypernetworkEditor(ShiftEditor):
     def train(
         cls,
         llm: FrozenLLM,
-        args: Any,
+        args: HypernetworkArgs,
         batches: Batches,
         *,
         seed: int = 0,
@@ -67,7 +67,7 @@ class HypernetworkEditor(ShiftEditor):
             args: how.
             batches: training data, of `batch_size` edits each.
             seed: of the weights that training starts with.
-            report: called with each step's number and its losses, nats a token.
+            report: called with each step's number and its losses `edit` and `locality`, nats an answer token.
 
         Raises:
             EditorError: a batch cannot be taken in groups, or the LLM's family is not known.
@@ -83,13 +83,12 @@ class HypernetworkEditor(ShiftEditor):
         )
         for step in range(args.num_steps):
             group_size = args.group_sizes[step % len(args.group_sizes)]
-            losses = _losses(llm, network, args, batches.batch(step), group_size, cls.tokens)
             optimizer.zero_grad()
-            (args.edit_weight * losses["edit"] + args.locality_weight * losses["locality"]).backward()
+            losses = _backward(llm, network, args, batches.batch(step), group_size, cls.tokens)
             torch.nn.utils.clip_grad_norm_(network.parameters(), args.max_grad_norm)
             optimizer.step()
             if report is not None:
-                report(step, {name: loss.item() for name, loss in losses.items()})
+                report(step, losses)
         return cls(llm, args, network=network)
 
     @classmethod
@@ -115,45 +114,70 @@ class HypernetworkEditor(ShiftEditor):
         return [shift[0] for shift in self.network.shifts(factors, group_size=size, num_groups=1)]
 
 
-def _losses(
+def _backward(
     llm: FrozenLLM,
     network: Hypernetwork,
     args: HypernetworkArgs,
-    examples: list[EditExample],
+    examples: Sequence[EditExample],
     group_size: int,
     tokens: TokenChoice,
-) -> dict[str, Tensor]:
-    """The edit loss and the locality loss of a batch, each a mean over answer tokens."""
+) -> dict[str, float]:
+    """Add a batch's gradients to the hypernetwork's, and say its losses, each a mean over questions.
+
+    The gradients go back to the shifts first, some rows of the LLM after others, and from the shifts to the
+    hypernetwork once (MALMEN, section 4: its memory does not grow with the number of edits).
+    """
     num_groups, left_over = divmod(len(examples), group_size)
     if left_over:
         raise EditorError(f"{len(examples)} edits of a batch do not fall into groups of {group_size}; give a divisor")
     projections = [mlp_projection(llm, layer) for layer in args.layers]
-    asked = [(one.prompt, one.target) for one in examples]
-    factors = edit_factors(llm, projections, asked, answer_end=args.answer_end, tokens=tokens)
+    edits = [(one.prompt, one.target) for one in examples]
+    factors = edit_factors(llm, projections, edits, answer_end=args.answer_end, tokens=tokens)
     network.see(factors)
     shifts = network.shifts(factors, group_size=group_size, num_groups=num_groups)
-    # A group's rows stand together, as `shifted` wants: of each edit its own question, the reworded one, the spared one.
-    questions = [
-        question
-        for one in examples
-        for question in (
-            (one.prompt, one.target),
-            (one.generality_prompt, one.generality_target),
-            (one.locality_prompt, one.locality_target),
-        )
-    ]
-    batch = AnswerRows.make(llm, questions, answer_end=args.answer_end)
-    is_locality = torch.arange(len(questions), device=llm.device) % 3 == 2
-    with torch.no_grad():
-        unedited = batch.logits(llm)
-    with shifted(projections, shifts):
-        edited = batch.logits(llm)
-    mask_BA = batch.mask_BA * ~is_locality[:, None]
-    spared_BA = batch.mask_BA * is_locality[:, None]
-    return {
-        "edit": answer_nll(edited, batch.answers_BA, mask_BA).sum() / mask_BA.sum(),
-        "locality": locality_kl(edited, unedited, spared_BA).sum() / spared_BA.sum(),
-    }
+    leaves = [shift.detach().requires_grad_() for shift in shifts]
+    losses = {"edit": 0.0, "locality": 0.0}
+    for groups, rows in _turns(num_groups, group_size):
+        part = examples[rows]
+        # A group's rows stand together, as `shifted` wants them.
+        asked = [
+            (
+                (one.prompt, one.target),
+                (one.generality_prompt, one.generality_target),
+                (one.locality_prompt, one.locality_target),
+            )
+            for one in part
+        ]
+        batch = AnswerRows.make(llm, [question for three in asked for question in three], answer_end=args.answer_end)
+        spared = AnswerRows.make(llm, [three[2] for three in asked], answer_end=args.answer_end)
+        with torch.no_grad():
+            unedited = spared.logits(llm)
+        with shifted(projections, [leaf[groups] for leaf in leaves]):
+            edited = batch.logits(llm)
+        is_spared = torch.arange(len(edited), device=llm.device) % 3 == 2
+        nll_BA = answer_nll(edited[~is_spared], batch.answers_BA[~is_spared], batch.mask_BA[~is_spared])
+        kl_BA = locality_kl(edited[is_spared, -unedited.shape[1] :], unedited, spared.mask_BA)
+        edit = (nll_BA.sum(1) / batch.mask_BA[~is_spared].sum(1)).sum() / (2 * len(examples))
+        locality = (kl_BA.sum(1) / spared.mask_BA.sum(1)).sum() / len(examples)
+        (args.edit_weight * edit + args.locality_weight * locality).backward()
+        losses["edit"] += edit.item()
+        losses["locality"] += locality.item()
+    torch.autograd.backward(shifts, [leaf.grad for leaf in leaves])
+    return losses
+
+
+def _turns(num_groups: int, group_size: int) -> Iterator[tuple[slice, slice]]:
+    """Groups and their edits: as many whole groups as fit through the LLM at once, or a large group in parts."""
+    if group_size <= BATCH_SIZE:
+        step = BATCH_SIZE // group_size
+        for first in range(0, num_groups, step):
+            groups = slice(first, min(first + step, num_groups))
+            yield groups, slice(groups.start * group_size, groups.stop * group_size)
+        return
+    for group in range(num_groups):
+        end = (group + 1) * group_size
+        for start in range(group * group_size, end, BATCH_SIZE):
+            yield slice(group, group + 1), slice(start, min(start + BATCH_SIZE, end))
 
 
 def _shape(llm: FrozenLLM, args: HypernetworkArgs) -> tuple[int, int]:
