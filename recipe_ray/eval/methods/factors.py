@@ -141,7 +141,7 @@ def _factors(
 
 @contextlib.contextmanager
 def shifted(projections: Sequence[nn.Module], shifts: Sequence[Tensor]) -> Iterator[None]:
-    """Projections compute as though their weights were shifted, differentiably in the shifts, as long as the block runs.
+    """Projections compute as if their weights were shifted, differentiably in the shifts, as long as the block runs.
 
     Args:
         projections: whose outputs change.

@@ -159,7 +159,8 @@ def load_hypernetwork(
         state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise EditorError(
-            f"{folder}: holds no hypernetwork of this method ({type(error).__name__}: {error}); train one and save it there"
+            f"{folder}: holds no hypernetwork of this method ({type(error).__name__}: {error}); "
+            "train one and save it there"
         ) from error
     try:
         network.load_state_dict(state)

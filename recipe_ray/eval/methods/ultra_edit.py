@@ -1,7 +1,7 @@
 """UltraEdit: a shift of weights in closed form from hidden states and gradients, normalised over all edits so far.
 
-Gu et al., "UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Language Models", 2025, arXiv 2505.14679,
-section 3. Nothing is trained; of earlier edits only the mean and variance of their features are kept.
+Gu et al., "UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Language Models", 2025, arXiv
+2505.14679. Nothing is trained; of earlier edits only the mean and variance of their features are kept.
 
 Shape letters: N tokens of all edits of a call, I inner width of the MLP, D LLM width.
 """
@@ -57,7 +57,7 @@ class UltraEdit(ShiftEditor):
         llm: the LLM; its weights change with `apply` and come back with `undo`.
         args: how.
         seen: edits whose features count in the statistics before the first edit, and that are not made. Not of the
-            paper, whose first turns are the warm-up; "More Edits, More Stable" (2026, arXiv 2605.11836) makes it a stage.
+            paper, whose first turns do it; "More Edits, More Stable" (2026, arXiv 2605.11836) has a stage of warm-up.
 
     Raises:
         EditorError: the LLM has no such layer, or is of a family whose MLP is not known.

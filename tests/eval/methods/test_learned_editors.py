@@ -87,7 +87,9 @@ def mend_network(inner=6, width=4):
     for block in network.blocks:
         torch.nn.init.normal_(block.up_RC)
     factors = Factors(
-        inputs=(torch.randn(5, inner),) * 2, gradients=(torch.randn(5, width),) * 2, edit_N=torch.tensor([0, 0, 1, 2, 2])
+        inputs=(torch.randn(5, inner),) * 2,
+        gradients=(torch.randn(5, width),) * 2,
+        edit_N=torch.tensor([0, 0, 1, 2, 2]),
     )
     network.see(factors)
     return network, factors
