@@ -23,6 +23,7 @@ from torch import Tensor
 from recipe_ray.errors import EditorError
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.methods.base import Edit, Found
+from recipe_ray.eval.methods.in_place import answer_ids
 from recipe_ray.eval.methods.retrieving import Encode
 from recipe_ray.eval.methods.supervised import Row, SupervisedArgs, changed_copy, fine_tune
 from recipe_ray.eval.protocol import MAX_NEW_TOKENS, STOP, plain_reader
@@ -176,7 +177,7 @@ def alignment_rows(
         pasted = [number, *others[number][: min(num_others, args.num_retrieved - 1)]]
         pasted.sort(key=lambda fact: -float(keys_FH[fact] @ query_H))
         text = args.read(llm, question, [statements[fact] for fact in pasted])
-        answer = own_answer if target is None else tuple(llm.tokenize_answer(f" {target}{STOP}"))
+        answer = own_answer if target is None else tuple(answer_ids(llm, target, STOP))
         rows.append(Row(prompt=tuple(llm.tokenize(text)), answer=answer))
         rows.append(Row(prompt=tuple(llm.tokenize(question)), answer=own_answer))
     return [row for row in rows if row.answer and len(row.prompt) + len(row.answer) <= llm.max_length]
