@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import Sort
+from recipe_ray.eval.cases import SORTS, Sort
 from recipe_ray.eval.statistics import NUM_RESAMPLES, Score
 
 Mode = Literal["single", "batch", "lifelong"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-MEASURES = ("free", "teacher_forced")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +49,8 @@ class Efficiency:
     """What editing costs on this machine; None where it was not taken.
 
     Attributes:
-        seconds_per_edit: median over calls of `apply`, divided by the edits of a call.
+        seconds_per_edit: median over calls of `apply`, divided by the edits of a call; None where they
+            were made before.
         ttft_s, tokens_per_s: of one question alone with T edits in force, retrieval included: median seconds to the
             first token, median tokens a second after it.
         unedited_ttft_s, unedited_tokens_per_s: the same of the unedited LLM in the same run, on the same questions.
@@ -58,7 +58,7 @@ class Efficiency:
         peak_memory_bytes: highest use so far: of the GPU in this cell, or without one of the process since its start.
     """
 
-    seconds_per_edit: float
+    seconds_per_edit: float | None
     ttft_s: float | None
     tokens_per_s: float | None
     unedited_ttft_s: float | None
@@ -129,7 +129,7 @@ class CellResult:
         under `retrieval_NAME`, and the efficiency's fields.
         """
         rows = []
-        for measure in MEASURES:
+        for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced)):
             row: dict[str, Any] = {
                 "editor": self.editor,
                 "data": self.settings.data,
@@ -140,8 +140,7 @@ class CellResult:
                 "n": self.num_cases,
                 "seed": self.settings.seed,
             }
-            scores: Mapping[str, Score] = getattr(self, measure)
-            for name in dict.fromkeys(("reliability", "generality", "generality_novel", "locality", *scores)):
+            for name in dict.fromkeys((*SORTS, *scores)):
                 row |= _flat(name, scores.get(name))
             for name, score in self.retrieval.items():
                 row |= _flat(f"retrieval_{name}", score)
@@ -149,6 +148,13 @@ class CellResult:
             row["state_bytes_per_fact"] = self.efficiency.state_bytes / self.settings.num_edits
             rows.append(row)
         return rows
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """The scores by sort, without their intervals: `free` and `teacher_forced`."""
+        return {
+            measure: {name: score.value for name, score in scores.items() if name in SORTS}
+            for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced))
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON holds."""
