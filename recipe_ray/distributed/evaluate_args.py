@@ -1,16 +1,15 @@
 """An evaluation as asked for on a command line."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.train_args import DEFAULT_STORAGE
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.methods.registry import METHODS
+from recipe_ray.eval.results import MODES, Mode
 from recipe_ray.store import files
 
-Mode = Literal["single", "batch", "lifelong"]
-MODES: tuple[Mode, ...] = get_args(Mode)
 ALL = "all"
 TESTBED_PRESET, LARGE_PRESET = "testbed", "7b"
 
@@ -27,8 +26,8 @@ class EvaluateArgs:
         ablations: further trained editors as rows of their own, each NAME=DIRECTORY.
         data: edits to report on: `testbed`, or data sets, each `FORM:PATH` with a form of counterfact, zsre, ripe or
             edits (one's own).
-        tuning_data: edits to choose thresholds by, `testbed` or `FORM:PATH`; needed by editors that have any to choose.
-        training_data: edits to train editors on that must be trained, `testbed` or `FORM:PATH`.
+        tuning_data: edits to choose thresholds by, likewise; the testbed's own where it is all that is reported on.
+        training_data: edits to train editors on that must be trained, likewise.
         editors: whom to compare; by default all there are.
         num_edits: edits in force at once, each a number or `all`.
         modes: single (one edit), batch (all by one call), lifelong (one after another).
@@ -67,8 +66,11 @@ class EvaluateArgs:
             raise ConfigError(f"samples is {self.samples}; give a number above 0")
         if unknown := [name for name in self.editors if name not in METHODS]:
             raise ConfigError(f"editors names {unknown[0]!r}; give some of {', '.join(METHODS)}")
-        if needing := [name for name in self.editors if METHODS[name].needs_editor and self.editor is None]:
+        if needing := [name for name in self.editors if "editor" in METHODS[name].needs and self.editor is None]:
             raise ConfigError(f"editors names {needing[0]!r}, which needs RECIPE's trained editor; give editor too")
+        for name in ("tuning_data", "training_data"):
+            if shared := [one for one in getattr(self, name) if one in self.data and one != TESTBED]:
+                raise ConfigError(f"data and {name} both name {shared[0]!r}; give other edits to report on")
         named = self.ablation_folders()
         if taken := [name for name in named if name in METHODS]:
             raise ConfigError(f"ablations names {taken[0]!r}, which is an editor's name; give another")
@@ -89,11 +91,22 @@ class EvaluateArgs:
             folders[name] = files.absolute(folder)
         return folders
 
+    def tuning_sources(self) -> tuple[str, ...]:
+        """Edits to choose thresholds by; the testbed's tuning edits are others than those it reports on."""
+        return self.tuning_data or self._own()
+
+    def training_sources(self) -> tuple[str, ...]:
+        """Edits to train on; the testbed's are of invented subjects."""
+        return self.training_data or self._own()
+
+    def _own(self) -> tuple[str, ...]:
+        return (TESTBED,) if set(self.data) == {TESTBED} else ()
+
     def compared(self) -> tuple[str, ...]:
         """Names of the editors compared, in the order of the report; ablations come behind them."""
         if self.editors:
             return tuple(dict.fromkeys(self.editors))
-        return tuple(name for name, method in METHODS.items() if self.editor is not None or not method.needs_editor)
+        return tuple(name for name, method in METHODS.items() if self.editor is not None or "editor" not in method.needs)
 
     def counts(self, num_cases: int) -> list[int]:
         """Numbers of edits at once, ascending; one above the number of cases stands for all of them."""

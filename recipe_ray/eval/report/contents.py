@@ -1,15 +1,14 @@
 """What a report is made of: rows of measurements and what lies beside them."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# What names a row, and what is known of how it was made; all else in it was measured.
+from recipe_ray.eval.cases import SORTS
+
 FREE, TEACHER_FORCED = "free", "teacher_forced"
 MEASURES = {FREE: "free generation, exact match", TEACHER_FORCED: "teacher-forced token accuracy"}
-MODES = ("single", "batch", "lifelong")
-FIRST_KINDS = ("reliability", "generality", "generality_novel")
-LAST_KIND = "locality"
 LOW, HIGH = "_ci_low", "_ci_high"
 RETRIEVAL = "retrieval_"
 
@@ -81,15 +80,18 @@ def distinct(values: Iterable[Any]) -> list[Any]:
 
 
 def quality_kinds(rows: Sequence[Row]) -> list[str]:
-    """Kinds of questions that rows have an interval for; the paper's three as a frame, the data set's own within."""
-    found = distinct(name.removesuffix(LOW) for row in rows for name in row if name.endswith(LOW))
-    found = [kind for kind in found if any(row.get(kind) is not None for row in rows)]
-    first = [kind for kind in FIRST_KINDS if kind in found]
-    last = [LAST_KIND] if LAST_KIND in found else []
-    return first + [kind for kind in found if kind not in (*first, *last)] + last
+    """Names of scores that any row has: the sorts of questions in the protocol's order, each before its kinds."""
+    found = distinct(
+        name.removesuffix(LOW)
+        for row in rows
+        for name in row
+        if name.endswith(LOW) and not name.startswith(RETRIEVAL) and number(row, name.removesuffix(LOW)) is not None
+    )
+    order = {sort: place for place, sort in enumerate(SORTS)}
+    return sorted(found, key=lambda kind: order.get(kind.partition("/")[0], len(order)))
 
 
 def number(row: Row, name: str) -> float | None:
     """A number of a row; None where it was not measured."""
     value = row.get(name)
-    return None if value is None or value != value else float(value)
+    return None if value is None or not math.isfinite(value) else float(value)

@@ -10,11 +10,14 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure as Canvas
 
-from recipe_ray.eval.report.contents import FIRST_KINDS, FREE, HIGH, LAST_KIND, LOW, MODES, Contents, Row, number
+from recipe_ray.eval.cases import SORTS
+from recipe_ray.eval.report.contents import FREE, HIGH, LOW, Contents, Row, number
+from recipe_ray.eval.results import MODES
 
 _SETTINGS = {"svg.hashsalt": "recipe-ray", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 _MARKS = "osD^v<>PX*hp"
 _NUM_BINS = 40
+AVERAGED = ("reliability", "generality", "locality")
 _ROOM_FOR_LEGEND = 1.1  # inches below the axes
 
 
@@ -63,7 +66,7 @@ def _drawn(name: str, title: str, draw: Callable[..., None], *args: Any, panels:
 
 def _quality_by_count(canvas: Any, rows: Sequence[Row]) -> None:
     """A panel a kind of question, a line an editor, bars the 95% intervals."""
-    kinds = [kind for kind in (*FIRST_KINDS, LAST_KIND) if any(number(row, kind) is not None for row in rows)]
+    kinds = [kind for kind in SORTS if any(number(row, kind) is not None for row in rows)]
     for axes, kind in zip(np.atleast_1d(canvas.subplots(1, len(kinds), sharey=True)), kinds, strict=True):
         for place, editor in enumerate(dict.fromkeys(row["editor"] for row in rows)):
             points = {row["T"]: row for row in rows if row["editor"] == editor and number(row, kind) is not None}
@@ -98,12 +101,12 @@ def _quality_by_seconds(canvas: Any, rows: Sequence[Row]) -> None:
     axes = canvas.subplots()
     for place, row in enumerate(rows):
         values = [
-            value for kind in ("reliability", "generality", LAST_KIND) if (value := number(row, kind)) is not None
+            value for kind in AVERAGED if (value := number(row, kind)) is not None
         ]
         if values:
             label = f"{row['editor']} ({row['T']:,}, {row['mode']})"
             axes.plot([number(row, "seconds_per_edit")], [np.mean(values)], label=label, **_style(place), linestyle="")
-    axes.set(xscale="log", xlabel="seconds an edit", ylabel="mean of reliability, generality, locality")
+    axes.set(xscale="log", xlabel="seconds an edit", ylabel=f"mean of {', '.join(AVERAGED)}")
     axes.set_ylim(-0.03, 1.03)
     axes.grid(alpha=0.25)
     _legend(canvas)

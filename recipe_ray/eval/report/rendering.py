@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -139,5 +140,5 @@ def _json(rows: Sequence[Row]) -> str:
 
 
 def _finite(row: Row) -> dict[str, Any]:
-    """JSON knows no NaN: what is none is null."""
-    return {name: None if isinstance(value, float) and value != value else value for name, value in row.items()}
+    """JSON knows neither NaN nor infinity: what is no number is null."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}

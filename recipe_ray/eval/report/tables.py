@@ -67,14 +67,14 @@ def examples(contents: Contents) -> Table:
         most = max(other["T"] for other in contents.rows(editor=row["editor"], data=row["data"]))
         if row["T"] == most:
             shown += [
-                (*_name(row), row["data"], *(_short(one.get(key, "")) for key in ("kind", "question", "wanted", "got")))
+                (*_name(row), row["data"], *(_short(one.get(key, "")) for key in ("edit", "kind", "question", "wanted", "got")))
                 for one in cell.examples
             ]
     return Table(
         title="Examples of failures",
         note="Drawn by the seed among the wrong answers of free generation, at the most edits at once; for locality "
         "the wanted answer is the unedited LLM's own.",
-        columns=("editor", "T", "mode", "data", "kind", "question", "wanted", "got"),
+        columns=("editor", "T", "mode", "data", "edit", "kind", "question", "wanted", "got"),
         rows=tuple(shown),
     )
 
@@ -97,15 +97,17 @@ def _ablations(data: str, contents: Contents) -> Table:
 
 
 def _retrieval(data: str, rows: Sequence[Row]) -> Table:
-    names = sorted(distinct(name for row in rows for name in row if name.startswith(RETRIEVAL)))
-    names = [name for name in names if any(number(row, name) is not None for row in rows)]
+    names = distinct(name.removesuffix(LOW) for row in rows for name in row if name.endswith(LOW))
+    names = [
+        name for name in names if name.startswith(RETRIEVAL) and any(number(row, name) is not None for row in rows)
+    ]
     found = [row for row in rows if any(number(row, name) is not None for name in names)]
     return Table(
         title=f"Retrieval on {data}",
         note="Apart from generation: whether the right fact is nearest, and whether applying it, or none where none "
         "answers, is decided rightly.",
         columns=("editor", "T", "mode", *(name.removeprefix(RETRIEVAL).replace("_", " ") for name in names)),
-        rows=tuple((*_name(row), *(_share(number(row, name)) for name in names)) for row in found),
+        rows=tuple((*_name(row), *(_with_interval(row, name) for name in names)) for row in found),
     )
 
 
@@ -170,10 +172,6 @@ def _with_interval(row: Row, kind: str) -> str:
     if value is None:
         return MISSING
     return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
-
-
-def _share(value: float | None) -> str:
-    return MISSING if value is None else f"{value:.3f}"
 
 
 def _count(value: int | str | None) -> str:

@@ -9,6 +9,12 @@ from recipe_ray.eval.report.contents import Cell, Contents, FailedCell
 from recipe_ray.eval.report.rendering import RESULT_NAMES, markdown_text, render
 from recipe_ray.eval.report.tables import MISSING, all_tables, examples
 
+RETRIEVAL = {
+    "retrieval_right_fact": 0.5,
+    "retrieval_right_fact_ci_low": 0.4,
+    "retrieval_right_fact_ci_high": 0.6,
+    "retrieval_right_fact_n": 50,
+}
 NASTY = '<script>alert("1")</script> | `x` **bold** <b>&amp;</b>\n# heading'
 
 
@@ -52,8 +58,9 @@ def table(found, title):
     return one
 
 
-def test_a_row_shows_value_and_interval_and_the_kinds_of_a_data_set_stand_between_the_papers():
-    own = {"Compositionality_I": 0.25, "Compositionality_I_ci_low": 0.2, "Compositionality_I_ci_high": 0.3}
+def test_a_row_shows_value_and_interval_and_the_kinds_of_a_data_set_stand_behind_their_sort():
+    kind = "generality/Compositionality_I"
+    own = {kind: 0.25, f"{kind}_ci_low": 0.2, f"{kind}_ci_high": 0.3}
     quality = table(all_tables(contents(cell("recipe", 1000, **own))), "Quality on testbed: free")
     assert quality.columns == (
         "editor",
@@ -97,7 +104,7 @@ def test_the_json_holds_every_measured_row_and_its_promised_names():
 
 
 def test_texts_of_users_are_no_markup():
-    wrong = {"kind": "reliability", "question": NASTY, "wanted": NASTY, "got": NASTY}
+    wrong = {"edit": NASTY, "kind": "reliability", "question": NASTY, "wanted": NASTY, "got": NASTY}
     of = contents(
         Cell(
             rows=(row(NASTY, 10, data=NASTY, command=NASTY),),
@@ -166,17 +173,17 @@ def test_ablations_stand_beside_the_editor_that_they_are_of_and_in_no_other_tabl
 
 
 def test_retrieval_is_shown_for_those_who_retrieve():
-    found = all_tables(contents(cell("recipe", 1, retrieval_right_fact=0.5), cell("rome", 1)))
+    found = all_tables(contents(cell("recipe", 1, **RETRIEVAL), cell("rome", 1)))
     retrieval = table(found, "Retrieval")
     assert retrieval.columns[3:] == ("right fact",)
-    assert retrieval.rows == (("recipe", "1", "single", "0.500"),)
+    assert retrieval.rows == (("recipe", "1", "single", "0.500 [0.400, 0.600]"),)
     assert not [one for one in all_tables(contents(cell("rome", 1))) if one.title.startswith("Retrieval")]
 
 
 def test_examples_are_those_at_the_most_edits():
     def at(num_edits, question):
-        wrong = {"kind": "reliability", "question": question, "wanted": "a", "got": "b"}
+        wrong = {"edit": "e", "kind": "reliability", "question": question, "wanted": "a", "got": "b"}
         return Cell(rows=cell("recipe", num_edits).rows, examples=(wrong,))
 
     shown = examples(contents(at(1, "few"), at(1000, "many")))
-    assert [one[5] for one in shown.rows] == ["many"]
+    assert [one[6] for one in shown.rows] == ["many"]
