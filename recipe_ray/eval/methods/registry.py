@@ -70,7 +70,7 @@ class Context:
         Args:
             name: of what is made.
             make: writes into a folder that is given to it.
-            depends_on: whatever makes a difference beside the LLM, preset, seed, encoder and training edits; its `repr`.
+            depends_on: what makes a difference beside LLM, preset, seed, encoder and training edits; its `repr` counts.
         """
         same = [self.llm.name, self.preset, self.seed, self.encoder, repr(depends_on), digest_of(self.training)]
         uri = files.join(self.state, f"{name}-{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]}")
