@@ -1,0 +1,115 @@
+"""The measurement: one editor on one data set, with T edits in force at once.
+
+Cases are taken in groups of T, each group edited apart from the others; every editor gets the same cases. The query is
+always the prompt alone. How answers are compared: `protocol`.
+"""
+
+import statistics
+from collections.abc import Sequence
+
+from recipe_ray.errors import ConfigError
+from recipe_ray.eval.cases import SORTS, Ask, EvalCase
+from recipe_ray.eval.efficiency import Way, clock, peak_memory_bytes, reading_speeds, start_peak_memory
+from recipe_ray.eval.methods.base import Edit, Found, Method, Retrieves
+from recipe_ray.eval.protocol import Reader
+from recipe_ray.eval.results import CellResult, CellSettings, Efficiency, Mode
+from recipe_ray.eval.scoring import Answer, Lookups, Sheet
+
+
+def edit_of(case: EvalCase) -> Edit:
+    """What a method may see of a case."""
+    return Edit(fact_id=case.fact_id, prompt=case.prompt, target=case.target, subject=case.subject)
+
+
+def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSettings, *, unedited: Reader) -> CellResult:
+    """Measure one editor with `settings.num_edits` edits in force at once.
+
+    Args:
+        method: the editor, with no edit in force; left so, whatever happens.
+        cases: all are asked about, in whole groups of T, in their order.
+        settings: what is measured.
+        unedited: the LLM without any editor, for what locality is held to. It may be the LLM that the method changes:
+            it is asked before.
+
+    Raises:
+        ConfigError: the cases are no whole groups of T.
+        EditorError: the method cannot make one of the edits.
+    """
+    num_edits = settings.num_edits
+    if not cases or len(cases) % num_edits:
+        raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_edits}; give a divisor")
+    device = unedited.llm.device
+    start_peak_memory(device)
+    sheet = Sheet(cases, unedited)
+    speed_prompts = _speed_prompts(cases[:num_edits], settings.num_speed_prompts)
+    plain = Way(unedited, lambda prompts: [Ask(prompt) for prompt in prompts])
+    # A method that changes the LLM must be timed apart from it; the others take turns with it, below.
+    speeds = reading_speeds([plain], speed_prompts) if method.changes_llm else []
+
+    seconds: list[float] = []
+    asks: list[Ask] = []
+    answers: list[Answer] = []
+    found: list[Found] = []
+    state_bytes = 0
+    for start in range(0, len(cases), num_edits):
+        group = cases[start : start + num_edits]
+        rows = slice(len(asks), len(asks) + sum(len(case.questions) for case in group))
+        prompts = sheet.prompts[rows]
+        try:
+            seconds += _apply(method, group, settings.mode)
+            asks += method.asks(prompts)
+            if isinstance(method, Retrieves):
+                found.append(method.retrieve(prompts))
+            if start == 0:
+                state_bytes = method.state_bytes()
+                edited = Way(method.reader, method.asks)
+                speeds += reading_speeds([edited] if method.changes_llm else [plain, edited], speed_prompts)
+            if method.changes_llm:
+                answers += sheet.answers(method.reader, asks[rows], rows)
+        finally:
+            method.undo()
+    if not method.changes_llm:
+        answers = sheet.answers(method.reader, asks, slice(None))
+
+    free, teacher_forced = sheet.scores(answers, settings)
+    lookups = Lookups(sheet, found) if found else None
+    return CellResult(
+        editor=method.name,
+        llm=unedited.llm.name,
+        settings=settings,
+        num_cases=len(cases),
+        free=free,
+        teacher_forced=teacher_forced,
+        retrieval={} if lookups is None else lookups.scores(settings),
+        related_margins=() if lookups is None else lookups.margins(related=True),
+        unrelated_margins=() if lookups is None else lookups.margins(related=False),
+        efficiency=Efficiency(
+            seconds_per_edit=statistics.median(seconds),
+            ttft_s=speeds[1].ttft_s,
+            tokens_per_s=speeds[1].tokens_per_s,
+            unedited_ttft_s=speeds[0].ttft_s,
+            unedited_tokens_per_s=speeds[0].tokens_per_s,
+            state_bytes=state_bytes,
+            peak_memory_bytes=peak_memory_bytes(device),
+        ),
+        failures=sheet.failures(answers, settings),
+    )
+
+
+def _apply(method: Method, group: Sequence[EvalCase], mode: Mode) -> list[float]:
+    """Seconds an edit of each call."""
+    edits = [edit_of(case) for case in group]
+    device = method.reader.llm.device
+    seconds = []
+    for call in [[edit] for edit in edits] if mode == "lifelong" else [edits]:
+        begun = clock(device)
+        method.apply(call)
+        seconds.append((clock(device) - begun) / len(call))
+    return seconds
+
+
+def _speed_prompts(group: Sequence[EvalCase], num: int) -> list[str]:
+    """Questions of a group, those that its edits answer first."""
+    questions = [question for case in group for question in case.questions]
+    questions.sort(key=lambda question: SORTS.index(question.sort))
+    return [question.prompt for question in questions[:num]]
