@@ -18,7 +18,8 @@ from recipe_ray.errors import EditorError, OutputError, RecipeError
 from recipe_ray.eval.cases import EvalCase
 from recipe_ray.eval.evaluation import evaluate_cell
 from recipe_ray.eval.methods.base import Method
-from recipe_ray.eval.methods.registry import Context, Preset, build
+from recipe_ray.eval.methods.context import Context, Preset
+from recipe_ray.eval.methods.registry import build
 from recipe_ray.eval.protocol import Reader, plain_reader
 from recipe_ray.eval.report.contents import Cell as MeasuredCell
 from recipe_ray.eval.results import CellResult, CellSettings, Mode

@@ -6,7 +6,8 @@ from typing import Literal
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.train_args import DEFAULT_STORAGE
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.methods.registry import METHODS, Preset
+from recipe_ray.eval.methods.context import Preset
+from recipe_ray.eval.methods.registry import METHODS
 from recipe_ray.eval.results import MODES, Mode
 from recipe_ray.store import files
 

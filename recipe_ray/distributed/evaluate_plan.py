@@ -13,7 +13,8 @@ from recipe_ray.distributed.evaluate_args import ALL, EvaluateArgs
 from recipe_ray.distributed.provenance import command_line, commit, hardware, versions
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import EvalCase, num_sampled, record_cases
-from recipe_ray.eval.methods.registry import METHODS, Need, Preset, digest_of
+from recipe_ray.eval.methods.context import Need, Preset, digest_of
+from recipe_ray.eval.methods.registry import METHODS
 from recipe_ray.eval.report.contents import FailedCell
 from recipe_ray.eval.results import Mode
 from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
