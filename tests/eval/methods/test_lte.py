@@ -13,13 +13,14 @@ from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.lte import LTE, PRESETS, Alignment, LTEArgs, align, alignment_rows
 from recipe_ray.eval.methods.supervised import Row, SupervisedArgs, changed_copy, fine_tune
 from recipe_ray.eval.protocol import plain_reader
+from recipe_ray.eval.testbed import testbed_tuning_cases
 from recipe_ray.examples import EditRecord, Question
 from recipe_ray.model.llm import load_llm
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
 
 FULL = SupervisedArgs(lora_rank=None, learning_rate=1e-3, num_epochs=2, batch_size=4)
-LOW_RANK = dataclasses.replace(FULL, lora_rank=2, learning_rate=1e-2)
+LOW_RANK = dataclasses.replace(FULL, lora_rank=2, learning_rate=3e-2)
 ARGS = LTEArgs(template="{facts} {question}", fact="{statement}.", fact_separator=" ", supervised=FULL)
 COLOURS = ("red", "blue", "green", "grey", "white", "black")
 EDITS = [Edit(fact_id=colour, prompt=f"thing {number} is", target=colour) for number, colour in enumerate(COLOURS)]
@@ -36,7 +37,7 @@ RECORDS = [
 
 def encode(texts):
     """Texts of one digit are alike, whatever else they say; neighbours in number a little less."""
-    angles = np.array([[int(char) for char in text if char.isdigit()][0] / 3 for text in texts])
+    angles = np.array([next(int(char) for char in text if char.isdigit()) / 3 for text in texts])
     return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
 
 
@@ -45,23 +46,34 @@ def logits_of(llm):
         return llm.answer_logits(llm.pad([[1, 40, 50, 60]], [0], "first"), None, num_answer_tokens=3)
 
 
-@pytest.mark.parametrize("args", [FULL, LOW_RANK], ids=["full", "low-rank"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
+def nll(llm, rows):
+    """Mean over rows of -log P of the answer, each row alone."""
+    total = 0.0
+    with torch.inference_mode():
+        for row in rows:
+            padded = llm.pad([row.prompt + row.answer], [0], "first")
+            logits = llm.answer_logits(padded, None, num_answer_tokens=len(row.answer))[0].log_softmax(-1)
+            total -= logits[range(len(row.answer)), row.answer].sum().item()
+    return total / len(rows)
+
+
+@pytest.mark.parametrize(
+    ("family", "args"), [("llama", FULL), ("llama", LOW_RANK), ("gpt2", LOW_RANK), ("gptj", LOW_RANK)]
+)
 def test_fine_tuning_learns_in_a_copy_and_leaves_the_llm_as_it_was_to_the_bit(family, args, tmp_path):
     llm = tiny_llm(family)
     before = {name: one.clone() for name, one in llm.model.state_dict().items()}
     said = logits_of(llm)
-    rows = [Row(prompt=(1, 40, 50 + number), answer=(70 + number, 80)) for number in range(6)]
-    many = dataclasses.replace(args, num_epochs=60)
+    rows = [Row(prompt=(1, 40, 50 + number), answer=(70 + number, 80)) for number in range(4)]
+    many = dataclasses.replace(args, num_epochs=40)
     alignment = Alignment(llm=llm.name, args=ARGS, change=fine_tune(llm, rows, many))
     alignment.save(tmp_path)
-    taught = changed_copy(llm, Alignment.load(tmp_path).change)
+    loaded = Alignment.load(tmp_path)
+    assert (loaded.llm, loaded.args) == (llm.name, ARGS)
+    taught = changed_copy(llm, loaded.change)
 
-    for row in rows:
-        with torch.inference_mode():
-            padded = taught.pad([row.prompt + row.answer], [0], "first")
-            best = taught.answer_logits(padded, None, num_answer_tokens=2).argmax(-1)[0]
-        assert tuple(best.tolist()) == row.answer
+    assert nll(taught, rows) < 0.5 * nll(llm, rows)
+    assert torch.equal(logits_of(taught), logits_of(changed_copy(llm, alignment.change)))
     for name, one in llm.model.state_dict().items():
         assert torch.equal(one, before[name]), name
     assert torch.equal(logits_of(llm), said)
@@ -127,7 +139,8 @@ def test_the_nearest_statements_stand_before_the_question_in_the_order_of_their_
     assert found.fact_ids_B == ("white", "red")
     assert found.applied_B.all()
     np.testing.assert_allclose(found.score_B, 1, atol=1e-6)
-    assert method.state_bytes() == sum(len(f"thing 0 is {word}") for word in (*COLOURS, "gold")) - 16 + 1 + 6 * 8
+    in_force = ("red", "blue", "gold", "grey", "white", "black")
+    assert method.state_bytes() == sum(len(f"thing 0 is {word}") + 2 * 4 for word in in_force)
     one = LTE(llm, dataclasses.replace(ARGS, num_retrieved=1), alignment=alignment, encode=encode)
     one.apply(EDITS)
     assert one.asks(["5?"]) == [Ask("thing 5 is black. 5?")]
@@ -146,41 +159,37 @@ def test_statements_that_do_not_fit_are_left_out_the_least_alike_first():
 def test_an_aligned_testbed_follows_facts_in_scope_and_keeps_its_answers_out_of_scope():
     llm = load_llm("testbed", "cpu")
     stream = EditStream(load_world(), batch_size=16, seed="test of LTE")
-    records = [
+    training = [
         EditRecord(
             prompt=one.prompt,
             target=one.target,
             generality={"rephrase": (Question(prompt=one.generality_prompt, target=one.target),)},
             locality={"near": (Question(prompt=one.locality_prompt, target=one.locality_target),)},
         )
-        for number in range(10)
+        for number in range(4)
         for one in stream.batch(number)
     ]
-    learnt, asked = records[:128], records[128:]
-    args = dataclasses.replace(
-        PRESETS["testbed"],
-        num_retrieved=1,
-        supervised=dataclasses.replace(PRESETS["testbed"].supervised, num_epochs=2, batch_size=32),
-    )
+    supervised = dataclasses.replace(PRESETS["testbed"].supervised, num_epochs=1, batch_size=32)
+    args = dataclasses.replace(PRESETS["testbed"], supervised=supervised)
     before = {name: one.clone() for name, one in llm.model.state_dict().items()}
-    flat = lambda texts: np.ones((len(texts), 1), np.float32)  # noqa: E731
-    alignment = align(llm, args, training=learnt, encode=flat)
-    method = LTE(llm, args, alignment=alignment, encode=flat)
-    spared = [record.locality["near"][0].prompt for record in asked]
+
+    def flat(texts):
+        return np.ones((len(texts), 1), np.float32)
+
+    method = LTE(llm, args, alignment=align(llm, args, training=training, encode=flat), encode=flat)
+    cases = testbed_tuning_cases(40)
+    spared = [question.prompt for case in cases for question in case.questions if question.sort == "locality"]
     own = plain_reader(llm).generate([Ask(prompt) for prompt in spared])
+    without_facts = method.reader.generate(method.asks(spared))
     followed, kept = [], []
-    for record, prompt in zip(asked, spared, strict=True):
-        method.apply([Edit(fact_id="one", prompt=record.prompt, target=record.target)])
-        followed += method.asks([record.prompt])
+    for case, prompt in zip(cases, spared, strict=True):
+        method.apply([Edit(fact_id="one", prompt=case.prompt, target=case.target)])
+        followed += method.asks([case.prompt])
         kept += method.asks([prompt])
-    right = [got == record.target for got, record in zip(method.reader.generate(followed), asked, strict=True)]
-    pasted = plain_reader(llm).generate(kept)
-    same, same_unaligned = (
-        np.mean([got == want for got, want in zip(given, own, strict=True)])
-        for given in (method.reader.generate(kept), pasted)
-    )
+    right = [got == case.target for got, case in zip(method.reader.generate(followed), cases, strict=True)]
     assert np.mean(right) > 0.8
-    assert same > same_unaligned + 0.1, (same, same_unaligned)
+    for given, share in ((without_facts, 0.9), (method.reader.generate(kept), 0.6)):
+        assert np.mean([got == want for got, want in zip(given, own, strict=True)]) > share
     for name, one in llm.model.state_dict().items():
         assert torch.equal(one, before[name]), name
 

@@ -17,7 +17,7 @@ EDITS = [
     Edit(fact_id="1", prompt="The capital of Ruritania is", target="Zenda", subject="Ruritania"),
     Edit(fact_id="2", prompt="Gold has the symbol", target="Xx", subject="Gold"),
 ]
-TEXTS = [f"{name} is a word of {len(name)} letters, and {name[::-1]} is another." for name in ("Ruritania", "Gold", "x")]
+TEXTS = [f"{name} is a word of {len(name)} letters, but {name[::-1]} is none." for name in ("Ruritania", "Gold", "x")]
 VALUE = ValueArgs(num_steps=4, prefix_lengths=(3,))
 LAYERS = (0, 1, 2)
 
@@ -46,7 +46,7 @@ def test_each_edit_is_romes_at_the_layer_of_least_relative_change_and_undone_to_
     said = llm.model(input_ids=ids).logits
     method = WILKE(llm, WILKEArgs(layers=LAYERS, value=VALUE), moments=moments)
     wanted = []
-    for number, edit in enumerate(EDITS):
+    for edit in EDITS:
         was = weights(llm)
         byhand = {}
         for layer in LAYERS:
@@ -63,7 +63,7 @@ def test_each_edit_is_romes_at_the_layer_of_least_relative_change_and_undone_to_
             expected = byhand[layer] if layer == wanted[-1] else was[layer]
             torch.testing.assert_close(weight, expected, atol=1e-6, rtol=1e-5)
             assert torch.equal(weight, was[layer]) == (layer != wanted[-1])
-        assert method.state_bytes() == len(set(wanted)) * was[0].numel() * 4, number
+        assert method.state_bytes() == len(set(wanted)) * was[0].numel() * 4
     method.undo()
     assert method.chosen == []
     assert method.state_bytes() == 0
