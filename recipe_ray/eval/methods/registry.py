@@ -11,9 +11,23 @@ import numpy as np
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import EvalCase, facts_of_prompts
+from recipe_ray.eval.cases import facts_of_prompts
 from recipe_ray.eval.encoders import SentenceEncoder
-from recipe_ray.eval.methods import alphaedit, fine_tuning, lte, malmen, memit, mend, r_rome, rome, ultra_edit
+from recipe_ray.eval.methods import (
+    alphaedit,
+    fine_tuning,
+    grace,
+    lte,
+    malmen,
+    memit,
+    mend,
+    r_rome,
+    rome,
+    t_patcher,
+    ultra_edit,
+    wilke,
+    wise,
+)
 from recipe_ray.eval.methods.base import Edit, Method
 from recipe_ray.eval.methods.context import Context, Need
 from recipe_ray.eval.methods.covariance import Moments, second_moments, testbed_texts
@@ -161,6 +175,19 @@ def _lte(context: Context) -> Method:
     return lte.LTE(context.llm, args, alignment=alignment, encode=encode)
 
 
+def _wilke(context: Context) -> Method:
+    args = wilke.PRESETS[context.preset]
+    return wilke.WILKE(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
+
+
+def _t_patcher(context: Context) -> Method:
+    return t_patcher.TPatcher(context.llm, t_patcher.PRESETS[context.preset], training=context.training)
+
+
+def _wise(context: Context) -> Method:
+    return wise.Wise(context.llm, wise.PRESETS[context.preset], training=context.training)
+
+
 def _ultra_edit(context: Context) -> Method:
     seen = [
         Edit(fact_id=default_fact_id(DEFAULT_NAMESPACE, one.prompt), prompt=one.prompt, target=one.target)
@@ -186,9 +213,13 @@ METHODS: dict[str, Registered] = {
     "rome": _registered(_rome, "training"),
     "r_rome": _registered(_r_rome, "training", "tuning", "encoder"),
     "memit": _registered(_memit, "training"),
+    "grace": _registered(lambda context: grace.Grace(context.llm, grace.PRESETS[context.preset])),
+    "t_patcher": _registered(_t_patcher, "training"),
     "mend": _registered(functools.partial(_hypernetwork, mend.Mend, mend.PRESETS), "training"),
     "malmen": _registered(functools.partial(_hypernetwork, malmen.Malmen, malmen.PRESETS), "training"),
     "lte": _registered(_lte, "training", "tuning", "encoder"),
+    "wilke": _registered(_wilke, "training"),
+    "wise": _registered(_wise, "training"),
     "alphaedit": _registered(_alphaedit, "training"),
     "ultra_edit": _registered(_ultra_edit, "training"),
 }
