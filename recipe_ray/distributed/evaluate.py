@@ -141,7 +141,7 @@ def contents_of(plan: Plan, failed: Mapping[Cell, Outcome], ability: Sequence[Ma
 
 
 def read_ability(folder: str) -> tuple[dict[str, Any], ...]:
-    """What `recipe_ray.eval.ability` wrote into the run's folder: of each file the JSON in its last line.
+    """What `jobs/ability.py` wrote into the run's folder: of each file the JSON in its last line.
 
     Raises:
         ConfigError: a file whose last line is no JSON.

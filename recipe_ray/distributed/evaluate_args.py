@@ -20,7 +20,7 @@ class EvaluateArgs:
 
     Attributes:
         output: the run's folder, local or s3://: finished cells, trained editors and the report. Started again with the
-            same folder, the job goes on. What `recipe_ray.eval.ability` wrote into its `ability/` the report shows too.
+            same folder, the job goes on. What `jobs/ability.py` wrote into its `ability/` the report shows too.
         llm: frozen LLM: Hugging Face id, path or `testbed`.
         editor: directory of RECIPE's trained editor, local or s3://; without one its rows are left out.
         ablations: further trained editors as rows of their own, each NAME=DIRECTORY.

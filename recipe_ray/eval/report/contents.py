@@ -52,7 +52,7 @@ class Contents:
         cells: in the order in which editors and data sets shall stand.
         failed: likewise.
         ablations: names of the editors that are ablations of another's training.
-        ability: general ability, one object an editor and task, as `recipe_ray.eval.ability` prints them.
+        ability: general ability, one object an editor and task, as `jobs/ability.py` writes them.
     """
 
     cells: tuple[Cell, ...]
