@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -107,7 +107,7 @@ class Hypernetwork(nn.Module, ABC):
     def see(self, factors: Factors) -> None:
         """Count factors of the training's edits in the statistics by which factors are normalised."""
         for moments, inputs_NI, gradients_ND in zip(self.moments, factors.inputs, factors.gradients, strict=True):
-            moments.update(torch.cat([inputs_NI, gradients_ND], 1))
+            cast(RunningMoments, moments).update(torch.cat([inputs_NI, gradients_ND], 1))
 
     def forward(self, inputs_NI: Tensor, gradients_ND: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Pseudo-inputs [N, I] and pseudo-gradients [N, D] of the layer of this number."""

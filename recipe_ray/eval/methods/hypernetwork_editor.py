@@ -74,7 +74,7 @@ class HypernetworkEditor(ShiftEditor):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            network = cls.network_class(*_shape(llm, args), args).to(llm.device).train()
+            network = cls.network_class(*_shape(llm, args.layers[-1]), args).to(llm.device).train()
         optimizer = torch.optim.Adam(
             [
                 {"params": [network.edit_lr_L], "lr": args.edit_lr_rate},
@@ -99,8 +99,7 @@ class HypernetworkEditor(ShiftEditor):
             EditorError: not there, unreadable, or trained for an LLM of another shape.
         """
         # The layers are the saved arguments'; every layer's projection has the last one's shape.
-        shape = _shape_of(llm, -1)
-        network, args = load_hypernetwork(folder, cls.network_class, cls.args_class, shape=shape)
+        network, args = load_hypernetwork(folder, cls.network_class, cls.args_class, shape=_shape(llm, -1))
         return cls(llm, args, network=network)
 
     def save(self, folder: Path) -> None:
@@ -180,11 +179,7 @@ def _turns(num_groups: int, group_size: int) -> Iterator[tuple[slice, slice]]:
             yield slice(group, group + 1), slice(start, min(start + BATCH_SIZE, end))
 
 
-def _shape(llm: FrozenLLM, args: HypernetworkArgs) -> tuple[int, int]:
-    return _shape_of(llm, args.layers[-1])
-
-
-def _shape_of(llm: FrozenLLM, layer: int) -> tuple[int, int]:
+def _shape(llm: FrozenLLM, layer: int) -> tuple[int, int]:
     """I and D of a layer."""
     width, inner_width = weight_DI(mlp_projection(llm, layer)).shape
     return inner_width, width

@@ -24,14 +24,14 @@ PRESETS = {
     "testbed": MalmenArgs(
         layers=(-2, -1),
         rank=256,
-        edit_lr=5e-3,
+        edit_lr=2e-2,
         edit_lr_rate=5e-4,
         meta_lr=1e-3,
         edit_weight=1.0,
         max_grad_norm=1.0,
         num_steps=150,
-        batch_size=32,
-        group_sizes=(1, 8, 32),
+        batch_size=16,
+        group_sizes=(1, 4, 16),
     ),
     # The authors' setting for GPT-J: the last six layers, rank 1,920, the step size learned from 1e-6, Adam at 1e-5.
     # They train for the number of edits that is to be made at once, thousands; here 1,024.

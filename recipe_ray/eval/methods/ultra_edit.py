@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.factors import Factors, ridge_shift
+from recipe_ray.eval.methods.layers import weight_DI
 from recipe_ray.eval.methods.moments import RunningMoments
 from recipe_ray.eval.methods.shift_editor import ShiftEditor
 from recipe_ray.model.llm import FrozenLLM
@@ -99,7 +100,7 @@ class UltraEdit(ShiftEditor):
             moments.update(torch.cat([inputs_NI, gradients_ND], 1))
 
     def _reset(self) -> None:
-        widths = [sum(projection.weight.shape) for projection in self.projections]
+        widths = [sum(weight_DI(projection).shape) for projection in self.projections]
         self.moments = [RunningMoments(width).to(self.llm.device) for width in widths]
         if self._start is not None:
             self._see(self._start)
