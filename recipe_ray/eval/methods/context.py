@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from recipe_ray.errors import OutputError
 from recipe_ray.eval.cases import EvalCase
 from recipe_ray.examples import Batches, EditRecord
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.store import files
 
+WHOLE_FILE = "whole.json"  # says for what it was made; `publish` uploads it last, so the rest is there where it is
 Preset = Literal["testbed", "7b"]
 Need = Literal["editor", "training", "tuning", "encoder"]
 
@@ -56,12 +58,22 @@ class Context:
             depends_on: what makes a difference beside LLM, preset, seed, encoder and training edits; its `repr` counts.
         """
         same = [self.llm.name, self.preset, self.seed, self.encoder, repr(depends_on), digest_of(self.training)]
-        uri = files.join(self.state, f"{name}-{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]}")
-        if files.is_empty(uri):
+        known = json.dumps(same)
+        uri = files.join(self.state, f"{name}-{hashlib.sha256(known.encode()).hexdigest()[:16]}")
+        if not _is_whole(uri):
             with tempfile.TemporaryDirectory() as scratch:
                 make(Path(scratch))
-                files.publish(Path(scratch), uri)
+                (Path(scratch) / WHOLE_FILE).write_text(known + "\n")
+                try:
+                    files.publish(Path(scratch), uri)
+                except OutputError:
+                    if not _is_whole(uri):  # else another worker made the same meanwhile
+                        raise
         return files.localize(uri)
+
+
+def _is_whole(uri: str) -> bool:
+    return files.read_text(files.join(uri, WHOLE_FILE)) is not None
 
 
 def digest_of(values: Sequence[object]) -> str:
