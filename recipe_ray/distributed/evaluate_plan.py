@@ -219,7 +219,8 @@ def _training(args: EvaluateArgs) -> tuple[tuple[EditRecord, ...], Any, str]:
     sources = args.training_sources()
     if not sources:
         return (), None, ""
-    config = DataConfig(sources=sources, tuning_sources=() if TESTBED in sources else args.tuning_sources())
+    tuning = args.tuning_sources()
+    config = DataConfig(sources=sources, tuning_sources=() if TESTBED in (*sources, *tuning) else tuning)
     data: TrainingData = open_training_data(absolute_sources(config))
     if isinstance(data, InventedData):
         records = tuple(map(_record, data.sample(NUM_INVENTED, f"records {args.seed}")))
