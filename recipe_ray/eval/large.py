@@ -36,7 +36,7 @@ class LargeFacts(Protocol):
     Attributes:
         num_facts: F.
         index: the index's kind, in words.
-        size_bytes: of keys, index and what else is kept of the facts.
+        size_bytes: of what files keep of the facts: keys, and of a table's index all that it has.
         seconds_per_fact: of encoding; None where that was done before.
     """
 
