@@ -71,9 +71,9 @@ class LTEArgs:
 
 
 PRESETS = {
-    # The small LMs were pretrained on sentences in a row and on nothing like a form to fill in. One fact: with 300 edits
-    # of tuning data in force, after a short alignment, three gave 0.75, 0.60 and 0.61 of reliability, generality and
-    # locality, one 0.87, 0.66 and 0.75: among several statements the small LM takes the wrong one.
+    # The small LMs were pretrained on sentences in a row and on nothing like a form to fill in. One fact: with 300
+    # edits of tuning data in force, after a short alignment, three gave 0.75, 0.60 and 0.61 of reliability, generality
+    # and locality, one gave 0.87, 0.66 and 0.75: among several statements the small LM takes the wrong one.
     "testbed": LTEArgs(
         num_retrieved=1,
         fact="{statement}.",
