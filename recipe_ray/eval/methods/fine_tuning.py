@@ -25,7 +25,8 @@ class FTArgs:
         layer: whose projection is trained; negative numbers count from the last (GPT-J 21; with a limit 0).
         learning_rate: of Adam (5e-4).
         num_steps: passes over the edits of a call at most (25).
-        stop_loss: training ends after a pass whose mean loss is below (0.03, appendix E.1).
+        stop_loss: a batch whose mean loss is below is passed over, and training ends when the mean over all is (0.03,
+            appendix E.1).
         norm_limit: FT-L: no weight moves further than this in a call (GPT-J 5e-5, GPT-2 XL 5e-4); None for FT.
         batch_size: edits a step of Adam.
         target_end: as in `ValueArgs`.

@@ -36,7 +36,9 @@ class ROMEArgs:
 
 
 PRESETS = {
-    "testbed": ROMEArgs(layer=1, value=ValueArgs(prefix_lengths=(5,) * 5, batch_size=64)),
+    "testbed": ROMEArgs(
+        layer=1, value=ValueArgs(num_steps=30, clamp_factor=10.0, prefix_lengths=(5, 5), batch_size=64)
+    ),
     # The authors' for GPT-J (appendix E.5 and their code), which others took over for Llama-2-7B.
     "7b": ROMEArgs(layer=5),
 }

@@ -77,19 +77,16 @@ def sample_prefixes(llm: FrozenLLM, lengths: Sequence[int], *, seed: int = 0) ->
     return tuple(f"{text.strip().rstrip('.')}. " for text in texts if text.strip(" ."))
 
 
-def mean_keys(
-    llm: FrozenLLM, projection: nn.Module, edits: Sequence[Edit], prefixes: Sequence[str], *, batch_size: int = 0
-) -> Tensor:
+def mean_keys(llm: FrozenLLM, projection: nn.Module, edits: Sequence[Edit], prefixes: Sequence[str]) -> Tensor:
     """Keys k* of edits, float32 [N, I]: what the projection reads at the subject's last token, mean over contexts.
 
     Raises:
         EditorError: an edit whose subject is empty or does not stand in its prompt.
     """
     ids = [ids[: place + 1] for edit in edits for ids, place in _contexts(llm, edit, prefixes)]
-    step = batch_size or ROWS_PER_PASS
     read = [
-        inputs_of(llm, ids[start : start + step], {0: projection})[0][0][:, -1].float()
-        for start in range(0, len(ids), step)
+        inputs_of(llm, ids[start : start + ROWS_PER_PASS], {0: projection})[0][0][:, -1].float()
+        for start in range(0, len(ids), ROWS_PER_PASS)
     ]
     return torch.cat(read).reshape(len(edits), 1 + len(prefixes), -1).mean(1)
 

@@ -29,7 +29,7 @@ EDITS = [
 TEXTS = [
     f"{name} is a word of {len(name)} letters, and {name[::-1]} is another." for name in ("Ruritania", "Gold", "x")
 ]
-VALUE = ValueArgs(num_steps=12, prefix_lengths=(3, 4), clamp_factor=20.0, weight_decay=0.0)
+VALUE = ValueArgs(num_steps=8, prefix_lengths=(4,), clamp_factor=20.0, weight_decay=0.0)
 
 
 @pytest.fixture(params=FAMILIES)

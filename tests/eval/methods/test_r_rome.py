@@ -22,7 +22,7 @@ EDITS = [
 ]
 PROMPTS = ["The capital of Ruritania is", "Why?", "Gold has the symbol", "The capital of old Ruritania is"]
 TEXTS = ["Ruritania is a word of nine letters.", "Gold and x are words, too, and this goes on for a while."]
-ROME_ARGS = ROMEArgs(layer=0, value=ValueArgs(num_steps=12, prefix_lengths=(3,), clamp_factor=20.0, weight_decay=0.0))
+ROME_ARGS = ROMEArgs(layer=0, value=ValueArgs(num_steps=8, prefix_lengths=(3,), clamp_factor=20.0, weight_decay=0.0))
 ARGS = RROMEArgs(rome=ROME_ARGS, threshold=0.6)
 
 
