@@ -81,9 +81,8 @@ class Codebook:
     def nearest(self, queries_BI: Tensor) -> tuple[Tensor, Tensor]:
         """For each query the nearest key's distance [B] and its entry, int64 [B]."""
         # The product formula loses half of the digits near a key, where the radius decides.
-        found = torch.cdist(
-            queries_BI.float(), self.keys_EI, compute_mode="donot_use_mm_for_euclid_dist"
-        ).min(dim=1)  # fmt: skip
+        distances_BE = torch.cdist(queries_BI.float(), self.keys_EI, compute_mode="donot_use_mm_for_euclid_dist")
+        found = distances_BE.min(dim=1)
         return found.values, found.indices
 
     def lookup(self, queries_BI: Tensor) -> Tensor:

@@ -112,11 +112,12 @@ class EditRows:
         prompts = [llm.tokenize(edit.prompt) for edit in edits]
         width = max(map(len, answers))
         labels = [[_IGNORED] * (width - len(ids)) + ids for ids in answers]
+        token_ids = [[*prompt, *ids] for prompt, ids in zip(prompts, answers, strict=True)]
         return cls(
-            rows=llm.pad([[*prompt, *ids] for prompt, ids in zip(prompts, answers, strict=True)], [0] * len(edits), "first"),
+            rows=llm.pad(token_ids, [0] * len(edits), "first"),
             num_answer_tokens=tuple(map(len, answers)),
             labels_BA=torch.tensor(labels, device=llm.device),
-        )  # fmt: skip
+        )
 
     def losses(self, llm: FrozenLLM, passes: PromptPasses) -> Tensor:
         """-log f(answer | prompt) [B], the mean over a row's answer tokens, in float32."""

@@ -17,9 +17,11 @@ from recipe_ray.errors import ConfigError, EditorError
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.layers import decoder_layers, mlp_projection
-from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses, latest
+from recipe_ray.eval.methods.passes import EditRows, latest
+from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.examples import EditRecord
 from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.prefix import PaddedRows
 
 # Of a decoder layer, what reads the MLP's input; and, beside the layers, the norm before the head.
 _ENTRIES = ("mlp.gate_proj", "mlp.fc_in", "mlp.c_fc", "fc1")
@@ -118,8 +120,7 @@ class TPatcher:
         self._entry = _part(llm, decoder_layers(llm)[-1], _ENTRIES, "MLP's input")
         self._final_norm = _part(llm, _owner_of_layers(llm), _FINAL_NORMS, "norm before the head")
         self._activate = _ACTIVATIONS[args.activation]
-        self._passes = PromptPasses()
-        self.reader = PassesReader(llm, self._passes)
+        self.reader = plain_reader(llm)
         self._handles: list[Any] = []
         self.memories_MD = self._read_memories(training)
         self.undo()
@@ -169,7 +170,6 @@ class TPatcher:
         active = self._activate(self._query.float() @ self._keys_ND.T + self._biases_N)
         return output + (active @ self._values_ND).to(output.dtype)
 
-    @torch.no_grad()
     def _read_memories(self, training: Sequence[EditRecord]) -> Tensor:
         """Queries [M, D] of the unedited LLM at tokens of the training texts, drawn at random."""
         texts = [f"{record.prompt} {record.true_target or record.target}" for record in training]
@@ -182,23 +182,24 @@ class TPatcher:
         for start in range(0, len(texts), _READ_TOGETHER):
             if sum(map(len, queries)) >= self.args.num_memories:
                 break
-            rows = self.llm.pad([self.llm.tokenize(text) for text in texts[start : start + _READ_TOGETHER]],
-                                [0] * len(texts[start : start + _READ_TOGETHER]), "first")  # fmt: skip
-            query_BTD, _ = self._read(lambda rows=rows: self.llm.answer_logits(rows, None, num_answer_tokens=0))
+            token_ids = [self.llm.tokenize(text) for text in texts[start : start + _READ_TOGETHER]]
+            rows = self.llm.pad(token_ids, [0] * len(token_ids), "first")
+            query_BTD, _ = self._read(rows)
             queries.append(query_BTD[rows.mask_BT.bool()])
         memories_MD = torch.cat(queries)
         drawn = torch.randperm(len(memories_MD), generator=torch.Generator().manual_seed(0))[: self.args.num_memories]
         return memories_MD[drawn.to(memories_MD.device)]
 
-    def _read(self, read: Any) -> tuple[Tensor, Tensor]:
-        """What, in one pass, the FFN reads and what the final norm reads, both [B, T, D] in float32."""
+    @torch.no_grad()
+    def _read(self, rows: PaddedRows) -> tuple[Tensor, Tensor]:
+        """What, at these rows, the FFN reads and what the final norm reads, both [B, T, D] in float32."""
         seen: dict[str, Tensor] = {}
         handles = [
             self._entry.register_forward_pre_hook(lambda module, args: seen.update(query=args[0])),
             self._final_norm.register_forward_pre_hook(lambda module, args: seen.update(final=args[0])),
         ]
         try:
-            read()
+            self.llm.answer_logits(rows, None, num_answer_tokens=0)
         finally:
             for handle in handles:
                 handle.remove()
@@ -209,8 +210,7 @@ class TPatcher:
         """The neurons of one edit, with all others in force."""
         rows = EditRows.of(self.llm, [edit])
         labels_A = rows.labels_BA[0]
-        with torch.no_grad():
-            query_BTD, final_BTD = self._read(lambda: rows.losses(self.llm, self._passes))
+        query_BTD, final_BTD = self._read(rows.rows)
         # What stands before a token predicts it.
         places = slice(-len(labels_A) - 1, -1)
         queries_AD, finals_AD = query_BTD[0, places], final_BTD[0, places]
@@ -243,7 +243,7 @@ class TPatcher:
         )
 
     def _patch_losses(self, own_N: Tensor, of_memories_MN: Tensor) -> Tensor:
-        """a l_a + m (l_m1 + l_m2) of section 3.2.
+        """What a patch must not do beside its edit, a l_a + m (l_m1 + l_m2) of section 3.2.
 
         l_a = exp(-own); l_m1 and l_m2 are means of exp over the k most active memories: of their activation above β,
         and of what they lack to lie the distance below the edit's own.

@@ -52,7 +52,11 @@ def test_the_same_key_with_another_label_is_taken_over():
 def test_a_fact_edited_again_leaves_no_entry_behind():
     book = codebook(([0.0, 0.0], "x"), ([9.0, 0.0], "y"))
     book.insert(torch.tensor([0.0, 9.0]), VALUE_D, Edit(fact_id="f0", prompt="p", target="z"), 1.0)
-    assert (book.labels, book.members, book.keys_EI.tolist()) == (["y", "z"], [{"f1"}, {"f0"}], [[9.0, 0.0], [0.0, 9.0]])
+    assert (book.labels, book.members, book.keys_EI.tolist()) == (
+        ["y", "z"],
+        [{"f1"}, {"f0"}],
+        [[9.0, 0.0], [0.0, 9.0]],
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])

@@ -33,7 +33,9 @@ TRAINING = [
     for number in range(8)
 ]
 GRACE = grace.GraceArgs(layer=0, initial_radius=1e-2, num_steps=60, learning_rate=0.3, stop_loss=0.2)
-T_PATCHER = t_patcher.TPatcherArgs(num_memories=60, num_steps=150, learning_rate=0.05, num_hardest=20, activation="relu")
+T_PATCHER = t_patcher.TPatcherArgs(
+    num_memories=60, num_steps=150, learning_rate=0.05, num_hardest=20, activation="relu"
+)
 WISE = wise.WiseArgs(
     layer=0, num_steps=60, learning_rate=0.5, max_change=5.0, alpha=1.0, beta=3.0, gamma=1.0, mask_ratio=0.5,
     num_contexts=0, num_irrelevant=4, batch_size=3,

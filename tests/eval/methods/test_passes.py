@@ -22,7 +22,9 @@ class Log:
         llm.model.get_output_embeddings().register_forward_hook(self.note)
 
     def note(self, module, args, output):
-        self.seen.append((self.passes.reads_prompts, self.passes.last_B.tolist(), self.passes.prompt_BT.sum(1).tolist()))
+        self.seen.append(
+            (self.passes.reads_prompts, self.passes.last_B.tolist(), self.passes.prompt_BT.sum(1).tolist())
+        )
 
 
 def followed(family):
@@ -62,12 +64,15 @@ def test_answers_read_along_with_prompts_are_no_prompts(family):
 
 def test_the_loss_of_an_edit_is_that_of_its_row_alone():
     llm, passes = tiny_llm(), PromptPasses()
-    edits = [Edit(fact_id=prompt, prompt=prompt, target=target) for prompt, target in zip(PROMPTS, "a bcd e".split(), strict=True)]  # fmt: skip
+    targets = ["a", "bcd", "e"]
+    edits = [Edit(fact_id=one, prompt=one, target=target) for one, target in zip(PROMPTS, targets, strict=True)]
     losses = EditRows.of(llm, edits).losses(llm, passes)
     for edit, loss in zip(edits, losses, strict=True):
         prompt, answer = llm.tokenize(edit.prompt), answer_ids(llm, edit.target)
         logits = llm.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
-        assert loss.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item(), rel=1e-4)
+        assert loss.item() == pytest.approx(
+            torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).item(), rel=1e-4
+        )
 
 
 def test_an_answer_begins_with_the_targets_tokens_and_ends_with_the_stop():

@@ -8,7 +8,7 @@ from test_memories import EDITS, T_PATCHER, TRAINING, llm_of, logits_of
 
 from recipe_ray.errors import EditorError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.passes import EditRows, PromptPasses, answer_ids
+from recipe_ray.eval.methods.passes import EditRows, answer_ids
 from recipe_ray.eval.methods.t_patcher import TPatcher
 
 
@@ -19,7 +19,9 @@ def patcher(llm, **changes):
 def num_wrong(llm, edit):
     answer = answer_ids(llm, edit.target)
     rows = EditRows.of(llm, [edit])
-    return int((llm.answer_logits(rows.rows, None, num_answer_tokens=len(answer)).argmax(-1) != torch.tensor(answer)).sum())
+    return int(
+        (llm.answer_logits(rows.rows, None, num_answer_tokens=len(answer)).argmax(-1) != torch.tensor(answer)).sum()
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gptj"])
@@ -80,7 +82,7 @@ def test_what_it_takes_for_the_head_is_the_llms_own():
         llm = llm_of(family)
         made = patcher(llm)
         rows = EditRows.of(llm, EDITS[:1])
-        _, final = made._read(lambda llm=llm, rows=rows: rows.losses(llm, PromptPasses()))
+        _, final = made._read(rows.rows)
         logits = llm.answer_logits(rows.rows, None, num_answer_tokens=3)
         assert torch.allclose(made._logits(final[0, -4:-1]), logits[0], atol=1e-4)
 

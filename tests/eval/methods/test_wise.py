@@ -72,7 +72,9 @@ def test_activation_is_the_mean_norm_over_the_prompts_tokens():
     prompt = torch.tensor([[False, True, True, False], [True, True, True, True]])
     for row in range(2):
         norms = [torch.linalg.norm(memory.change_DI @ token) for token in inner[row][prompt[row]]]
-        assert memory.activations(inner, prompt)[row].item() == pytest.approx(torch.stack(norms).mean().item(), rel=1e-5)
+        assert memory.activations(inner, prompt)[row].item() == pytest.approx(
+            torch.stack(norms).mean().item(), rel=1e-5
+        )
 
 
 def test_the_margin_loss_counts_what_violates_it():
