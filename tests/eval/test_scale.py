@@ -14,7 +14,11 @@ from recipe_ray.eval.methods.retrieving import EditorEncoding
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.eval.results import CellSettings
 from recipe_ray.eval.scale import evaluate_scale, invented_cases
+from recipe_ray.facts import fact_from_record
+from recipe_ray.store.indexes.artefacts import build_index
 from recipe_ray.store.indexes.tuning import IndexSettings
+from recipe_ray.store.table import FactTable, GroupId
+from recipe_ray.store.writing import write_facts
 from recipe_ray.testbed.million import generate_facts
 
 NUM_FACTS = 3000
@@ -97,6 +101,27 @@ def test_keys_are_encoded_once(tmp_path):
     queries = EDITOR.encode_queries(["The capital of Ruritania is"])
     assert again.search(queries) == first.search(queries)
     assert EncodedFacts(EDITOR, 50, tmp_path, seed=1).seconds_per_fact is not None
+
+
+def test_a_table_gives_the_same_facts_through_its_shards(tmp_path):
+    num_facts = 120
+    uri, identity = str(tmp_path / "table"), EDITOR.identity()
+    FactTable.create_or_open(uri, identity, num_shards=3)
+    facts = [fact_from_record(fact, place="test") for fact in generate_facts(num_facts, 0)]
+    write_facts(uri, facts, EDITOR.encode_facts, identity=identity, group=GroupId(writer="test", number=1))
+    build_index(uri)
+    table, encoded = TableFacts(uri, identity), EncodedFacts(EDITOR, num_facts, tmp_path / "keys")
+    assert table.num_facts == num_facts
+    assert table.size_bytes > num_facts * EDITOR.config.key_width * 2
+    queries = EDITOR.encode_queries([fact.prompt for fact in facts])
+    for search in ("search", "exact"):
+        (rows, scores), (other_rows, other_scores) = (getattr(one, search)(queries) for one in (table, encoded))
+        np.testing.assert_allclose(scores, other_scores, rtol=2e-3)
+        same = [table.fact_id(row) == encoded.fact_id(other) for row, other in zip(rows, other_rows, strict=True)]
+        assert np.mean(same) > 0.95  # float16 keys of another batch may tie otherwise
+    rows = np.unique(table.exact(queries)[0])
+    numbers = np.array([int(table.fact_id(row).rpartition("-")[2]) for row in rows])
+    np.testing.assert_allclose(table.prompts(rows), encoded.prompts(numbers), rtol=0.02, atol=0.02)
 
 
 def test_a_table_without_an_index_is_refused_in_one_line(tmp_path):
