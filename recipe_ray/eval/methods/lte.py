@@ -27,7 +27,7 @@ from recipe_ray.eval.methods.in_place import answer_ids
 from recipe_ray.eval.methods.retrieving import Encode
 from recipe_ray.eval.methods.supervised import Row, SupervisedArgs, changed_copy, fine_tune
 from recipe_ray.eval.protocol import MAX_NEW_TOKENS, STOP, plain_reader
-from recipe_ray.examples import EditRecord
+from recipe_ray.examples import EditRecord, Question
 from recipe_ray.model.llm import FrozenLLM
 
 ROWS_PER_LOOKUP = 1024  # of similarities held at once
@@ -165,9 +165,9 @@ def alignment_rows(
     for number, record in enumerate(training):
         in_scope = [one for kind in record.generality.values() for one in kind]
         own = not in_scope or rng.random() < args.own_question_share
-        question = None if own else rng.choice(in_scope)
-        asked.append((record.prompt if question is None else question.prompt, number))
-        targets.append(record.target if question is None else question.target)
+        drawn = Question(prompt=record.prompt, target=record.target) if own else rng.choice(in_scope)
+        asked.append((drawn.prompt, number))
+        targets.append(drawn.target)
         if out_of_scope := [one for kind in record.locality.values() for one in kind]:
             asked.append((rng.choice(out_of_scope).prompt, number))
             targets.append(None)

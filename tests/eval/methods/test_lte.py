@@ -8,12 +8,12 @@ import torch
 from tiny_models import tiny_llm
 
 from recipe_ray.errors import EditorError
+from recipe_ray.eval import testbed
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.lte import LTE, PRESETS, Alignment, LTEArgs, align, alignment_rows
 from recipe_ray.eval.methods.supervised import Row, SupervisedArgs, changed_copy, fine_tune
 from recipe_ray.eval.protocol import plain_reader
-from recipe_ray.eval.testbed import testbed_tuning_cases
 from recipe_ray.examples import EditRecord, Question
 from recipe_ray.model.llm import load_llm
 from recipe_ray.testbed.edits import EditStream
@@ -177,7 +177,7 @@ def test_an_aligned_testbed_follows_facts_in_scope_and_keeps_its_answers_out_of_
         return np.ones((len(texts), 1), np.float32)
 
     method = LTE(llm, args, alignment=align(llm, args, training=training, encode=flat), encode=flat)
-    cases = testbed_tuning_cases(40)
+    cases = testbed.testbed_tuning_cases(40)
     spared = [question.prompt for case in cases for question in case.questions if question.sort == "locality"]
     own = plain_reader(llm).generate([Ask(prompt) for prompt in spared])
     without_facts = method.reader.generate(method.asks(spared))
