@@ -36,7 +36,7 @@ class AlphaEditArgs:
 
 
 PRESETS = {
-    "testbed": AlphaEditArgs(layers=(0, 1), null_threshold=0.02, ridge=1.0, value=VALUE_TESTBED),
+    "testbed": AlphaEditArgs(layers=(1,), null_threshold=0.02, ridge=1.0, value=VALUE_TESTBED),
     "7b": AlphaEditArgs(layers=(3, 4, 5, 6, 7, 8)),  # the authors' for GPT-J
 }
 

@@ -19,7 +19,7 @@ from recipe_ray.eval.methods.values import ValueArgs, mean_keys, outputs_at_subj
 from recipe_ray.model.llm import FrozenLLM
 
 VALUE_7B = ValueArgs(num_steps=25, clamp_factor=0.75, prefix_lengths=(10,) * 5)
-VALUE_TESTBED = ValueArgs(num_steps=25, clamp_factor=0.75, prefix_lengths=(5,) * 5, batch_size=64)
+VALUE_TESTBED = ValueArgs(num_steps=25, clamp_factor=4.0, prefix_lengths=(5, 5), batch_size=64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class MEMITArgs:
 
 
 PRESETS = {
-    "testbed": MEMITArgs(layers=(0, 1), moment_weight=100.0, value=VALUE_TESTBED),
+    "testbed": MEMITArgs(layers=(0, 1), moment_weight=150.0, value=VALUE_TESTBED),
     # Appendix B and the authors' code for GPT-J; Llama-2-7B in later work takes 4 to 8 with the same weight.
     "7b": MEMITArgs(layers=(3, 4, 5, 6, 7, 8)),
 }

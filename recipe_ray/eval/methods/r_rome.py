@@ -52,21 +52,29 @@ PRESETS = {
 }
 
 
-def choose_threshold(encode: Encode, edits: Sequence[Edit], related: Sequence[str], unrelated: Sequence[str]) -> float:
+def choose_threshold(
+    encode: Encode,
+    edits: Sequence[Edit],
+    related: Sequence[str],
+    unrelated: Sequence[str],
+    *,
+    encode_queries: Encode | None = None,
+) -> float:
     """The threshold with the most right decisions on tuning data, in the middle between the scores it separates.
 
     A related question is decided rightly where its own edit is nearest and passes, an unrelated one where none passes.
 
     Args:
-        encode: texts to vectors [N, H].
+        encode, encode_queries: as for `RROME`.
         edits: N edits held at once.
         related: N questions, each answered by the edit of its place.
         unrelated: questions that no edit answers.
     """
     facts_NH = _unit(encode([edit.statement for edit in edits]))
-    related_NN = _unit(encode(related)) @ facts_NH.T
+    ask = encode_queries or encode
+    related_NN = _unit(ask(related)) @ facts_NH.T
     own = related_NN.argmax(1) == np.arange(len(edits))
-    scores = np.concatenate([related_NN.max(1), (_unit(encode(unrelated)) @ facts_NH.T).max(1)])
+    scores = np.concatenate([related_NN.max(1), (_unit(ask(unrelated)) @ facts_NH.T).max(1)])
     # A threshold above a score loses a related question with its own edit nearest, or wins an unrelated one.
     gain = np.concatenate([np.where(own, -1, 0), np.ones(len(unrelated), np.int64)])
     order = np.argsort(scores, kind="stable")
@@ -156,6 +164,7 @@ class RROME:
         args: how.
         moments: C at the layer of `args.rome`.
         encode: texts to vectors [N, H], of a sentence encoder.
+        encode_queries: the same of queries, where a retriever has another encoder for them than for statements.
         seed: of the contexts' prefixes.
 
     Raises:
@@ -165,10 +174,20 @@ class RROME:
     name = "R-ROME"
     changes_llm = False
 
-    def __init__(self, llm: FrozenLLM, args: RROMEArgs, *, moments: Moments, encode: Encode, seed: int = 0) -> None:
+    def __init__(
+        self,
+        llm: FrozenLLM,
+        args: RROMEArgs,
+        *,
+        moments: Moments,
+        encode: Encode,
+        encode_queries: Encode | None = None,
+        seed: int = 0,
+    ) -> None:
         self.llm = llm
         self.args = args
         self._encode = encode
+        self._encode_queries = encode_queries or encode
         self._projection = mlp_projection(llm, args.rome.layer)
         self._factor_II = cholesky(moments.of(llm, args.rome.layer))
         self._prefixes = sample_prefixes(llm, args.rome.value.prefix_lengths, seed=seed)
@@ -205,7 +224,7 @@ class RROME:
                 score_B=np.full(len(prompts), -np.inf, np.float32),
                 threshold_B=threshold_B,
             )
-        scores_BN = _unit(self._encode(prompts)) @ np.stack([fact_H for _, fact_H in self._in_force.values()]).T
+        scores_BN = _unit(self._encode_queries(prompts)) @ np.stack([fact_H for _, fact_H in self._in_force.values()]).T
         fact_ids = list(self._in_force)
         score_B = scores_BN.max(1)
         return Found(

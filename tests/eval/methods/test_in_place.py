@@ -8,17 +8,17 @@ from tiny_models import tiny_llm
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import EditorError
+from recipe_ray.eval import testbed  # its functions' names look like tests to pytest
 from recipe_ray.eval.evaluation import edit_of
-from recipe_ray.eval.methods import alphaedit, fine_tuning, memit, rome
+from recipe_ray.eval.methods import alphaedit, covariance, fine_tuning, memit, rome
 from recipe_ray.eval.methods.alphaedit import AlphaEdit, AlphaEditArgs, projected
 from recipe_ray.eval.methods.base import Edit
-from recipe_ray.eval.methods.covariance import RIDGE, Moments, null_space, second_moments, testbed_texts
+from recipe_ray.eval.methods.covariance import RIDGE, Moments, null_space, second_moments
 from recipe_ray.eval.methods.fine_tuning import FT, FTArgs
 from recipe_ray.eval.methods.layers import decoder_layers, mlp_projection, weight_DI
 from recipe_ray.eval.methods.memit import MEMIT, MEMITArgs, least_squares
 from recipe_ray.eval.methods.rome import ROME, ROMEArgs, cholesky, rank_one
 from recipe_ray.eval.methods.values import ValueArgs, mean_keys, outputs_at_subject, sample_prefixes, value_shifts
-from recipe_ray.eval.testbed import testbed_tuning_cases
 from recipe_ray.model.llm import FrozenLLM, load_llm
 
 FAMILIES = ("llama", "gpt2", "gptj")
@@ -86,13 +86,13 @@ def test_every_editor_changes_its_layers_alone_and_puts_all_weights_back_to_the_
 
 
 @pytest.fixture(scope="module")
-def testbed():
+def small_lm():
     return load_llm(TESTBED, "cpu")
 
 
 @pytest.fixture(scope="module")
-def testbed_moments(testbed):
-    return second_moments(testbed, testbed_texts(150), [0, 1])
+def small_lm_moments(small_lm):
+    return second_moments(small_lm, covariance.testbed_texts(150), [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,9 @@ def testbed_moments(testbed):
         lambda llm, _: FT(llm, fine_tuning.PRESETS[TESTBED]),
     ],
 )
-def test_the_testbeds_lm_says_what_it_is_edited_to_and_no_more_after_undo(testbed, testbed_moments, make):
-    method = make(testbed, testbed_moments)
-    cases = testbed_tuning_cases(3)
+def test_the_testbeds_lm_says_what_it_is_edited_to_and_no_more_after_undo(small_lm, small_lm_moments, make):
+    method = make(small_lm, small_lm_moments)
+    cases = testbed.testbed_tuning_cases(3)[:1]
     asks = method.asks([case.prompt for case in cases])
     unedited = method.reader.generate(asks)
     method.apply([edit_of(case) for case in cases])
