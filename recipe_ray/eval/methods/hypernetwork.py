@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -122,8 +122,10 @@ class Hypernetwork(nn.Module, ABC):
         sizes = torch.bincount(factors.edit_N // group_size, minlength=num_groups).tolist()
         shifts = []
         for layer, (inputs_NI, gradients_ND) in enumerate(zip(factors.inputs, factors.gradients, strict=True)):
-            tokens = (inputs_NI, *self(inputs_NI, gradients_ND, layer))
-            groups = zip(*(one.split(sizes) for one in tokens), strict=True)
+            pseudo_inputs_NI, pseudo_gradients_ND = self(inputs_NI, gradients_ND, layer)
+            groups = zip(
+                inputs_NI.split(sizes), pseudo_inputs_NI.split(sizes), pseudo_gradients_ND.split(sizes), strict=True
+            )
             shifts.append(torch.stack([self.shift(*group, layer) for group in groups]))
         return shifts
 
@@ -153,8 +155,9 @@ def load_hypernetwork(
         EditorError: not there, unreadable, of another method, or trained for an LLM of another shape.
     """
     try:
-        stored = json.loads((folder / ARGS_FILE).read_text())
-        args = args_class(**{name: tuple(one) if isinstance(one, list) else one for name, one in stored.items()})
+        stored: dict[str, Any] = json.loads((folder / ARGS_FILE).read_text())
+        fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in stored.items()}
+        args = args_class(**fields)
         network = network_class(*shape, args)
         state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
