@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError
@@ -53,15 +54,19 @@ class Reader:
 
     def _generations(self, asks: Sequence[Ask]) -> list[Generation]:
         for batch in _batches([ask for ask in dict.fromkeys(asks) if ask not in self._generated]):
-            generations = self.llm.generate(
-                [ask.text for ask in batch],
-                [None if ask.fact < 0 else self.prompts_NPD[ask.fact] for ask in batch],
-                max_new_tokens=MAX_NEW_TOKENS,
-                position=self.position,
-                stop=[STOP],
-            )
+            generations = self.complete(batch, max_new_tokens=MAX_NEW_TOKENS, stop=[STOP])
             self._generated.update(zip(batch, generations, strict=True))
         return [self._generated[ask] for ask in asks]
+
+    def complete(self, asks: Sequence[Ask], *, max_new_tokens: int, stop: Sequence[str]) -> list[Generation]:
+        """Greedy completions in one batch, not memoised; with `answer_logits` all that reads the LLM."""
+        return self.llm.generate(
+            [ask.text for ask in asks],
+            [None if ask.fact < 0 else self.prompts_NPD[ask.fact] for ask in asks],
+            max_new_tokens=max_new_tokens,
+            position=self.position,
+            stop=stop,
+        )
 
     def answer_ids(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
         """Answers as they would continue a question."""
@@ -75,20 +80,23 @@ class Reader:
         return [self._accuracy[pair] for pair in pairs]
 
     @torch.inference_mode()
-    def _token_accuracies(self, pairs: Sequence[tuple[Ask, tuple[int, ...]]]) -> list[float]:
-        llm = self.llm
-        rows = llm.pad(
-            [llm.tokenize(ask.text) + list(ids) for ask, ids in pairs],
-            [0 if ask.fact < 0 else self.prompts_NPD.shape[1] for ask, _ in pairs],
+    def answer_logits(self, asks: Sequence[Ask], answers: Sequence[tuple[int, ...]]) -> Tensor:
+        """Logits [B, A, V] that predict the answers' tokens, in one batch; a shorter answer's stand at the end of A."""
+        rows = self.llm.pad(
+            [self.llm.tokenize(ask.text) + list(ids) for ask, ids in zip(asks, answers, strict=True)],
+            [0 if ask.fact < 0 else self.prompts_NPD.shape[1] for ask in asks],
             self.position,
         )
-        given = [self.prompts_NPD[ask.fact] for ask, _ in pairs if ask.fact >= 0]
-        prompts = torch.from_numpy(np.stack(given)).to(llm.device) if given else None
-        width = max(len(ids) for _, ids in pairs)
-        best_BA = llm.answer_logits(rows, prompts, num_answer_tokens=width).argmax(-1).cpu()
+        given = [self.prompts_NPD[ask.fact] for ask in asks if ask.fact >= 0]
+        prompts = torch.from_numpy(np.stack(given)).to(self.llm.device) if given else None
+        return self.llm.answer_logits(rows, prompts, num_answer_tokens=max(map(len, answers)))
+
+    def _token_accuracies(self, pairs: Sequence[tuple[Ask, tuple[int, ...]]]) -> list[float]:
+        asks, answers = zip(*pairs, strict=True)
+        best_BA = self.answer_logits(asks, answers).argmax(-1).cpu()
         return [
-            (best[width - len(ids) :] == torch.tensor(ids)).float().mean().item()
-            for best, (_, ids) in zip(best_BA, pairs, strict=True)
+            (best[len(best) - len(ids) :] == torch.tensor(ids)).float().mean().item()
+            for best, ids in zip(best_BA, answers, strict=True)
         ]
 
 
