@@ -1,9 +1,8 @@
-"""The measurement: free generation and teacher forcing, at several numbers of simultaneous edits.
+"""How an LLM is read: free generation and teacher forcing.
 
-Free generation: greedy, up to the first full stop (the stopping rule), compared as text; locality compares with the
-unedited LLM's own text. Teacher forcing: the share of answer tokens that are the most likely next token; for locality
-the answer is what the unedited LLM generates. Every number is a mean over all cases: at T edits at once, the cases are
-taken in groups of T, each group edited apart from the others.
+Free generation: greedy, up to the first full stop (the stopping rule) or MAX_NEW_TOKENS tokens, compared as text;
+locality compares with the unedited LLM's own text. Teacher forcing: the share of answer tokens that are the most likely
+next token; for locality the answer is what the unedited LLM generates.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,21 +14,21 @@ import torch
 from torch import Tensor
 
 from recipe_ray.config import PromptPosition
-from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import Ask, EvalCase, kinds_of
-from recipe_ray.eval.editors import Editor, Unedited
+from recipe_ray.eval.cases import Ask
 from recipe_ray.model.llm import FrozenLLM, Generation
 
 STOP = "."
 MAX_NEW_TOKENS = 24
 BATCH_SIZE = 128
 
-Metrics = dict[str, dict[str, float]]
 Item = TypeVar("Item")
 
 
 class Reader:
     """The LLM as it answers asks; an ask that comes again is answered from memory, decoding being greedy.
+
+    A method whose LLM answers differently after `apply` or `undo` clears the memory there. One whose LLM depends on the
+    ask overrides `complete` and `answer_logits`, which read one batch.
 
     Args:
         llm: the frozen LLM.
@@ -43,6 +42,21 @@ class Reader:
         self.position: PromptPosition = position
         self._generated: dict[Ask, Generation] = {}
         self._accuracy: dict[tuple[Ask, tuple[int, ...]], float] = {}
+
+    def clear(self) -> None:
+        """Forget what was answered."""
+        self._generated.clear()
+        self._accuracy.clear()
+
+    def complete(self, asks: Sequence[Ask], *, max_new_tokens: int, stop: Sequence[str] = ()) -> list[Generation]:
+        """Greedy completions in one batch, not remembered; with `answer_logits` all that reads the LLM."""
+        return self.llm.generate(
+            [ask.text for ask in asks],
+            [None if ask.fact < 0 else self.prompts_NPD[ask.fact] for ask in asks],
+            max_new_tokens=max_new_tokens,
+            position=self.position,
+            stop=stop,
+        )
 
     def generate(self, asks: Sequence[Ask]) -> list[str]:
         """Greedy answers up to the full stop."""
@@ -100,27 +114,9 @@ class Reader:
         ]
 
 
-def evaluate(reader: Reader, editor: Editor, cases: Sequence[EvalCase], *, num_edits: int) -> Metrics:
-    """Metrics of one editor with `num_edits` edits at once: `free` and `teacher_forced`, each by kind of question.
-
-    Raises:
-        ConfigError: `num_edits` does not divide the cases into groups.
-    """
-    if not 1 <= num_edits <= len(cases) or len(cases) % num_edits:
-        raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_edits}; give a divisor")
-    metrics: Metrics = {"free": {}, "teacher_forced": {}}
-    for kind in kinds_of(cases):
-        asks = editor.asks(kind, num_edits)
-        if kind == "locality":
-            unedited = Unedited(cases).asks(kind, num_edits)
-            wanted, wanted_ids = reader.generate(unedited), reader.generated_ids(unedited)
-        else:
-            wanted = [case.target for case in cases]
-            wanted_ids = reader.answer_ids(wanted)
-        generated = reader.generate(asks)
-        metrics["free"][kind] = float(np.mean([got == want for got, want in zip(generated, wanted, strict=True)]))
-        metrics["teacher_forced"][kind] = float(np.mean(reader.token_accuracies(asks, wanted_ids)))
-    return metrics
+def plain_reader(llm: FrozenLLM) -> Reader:
+    """An LLM read without continuous prompts."""
+    return Reader(llm, np.zeros((0, 0, llm.width), np.float32), "first")
 
 
 def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:

@@ -3,33 +3,53 @@
 import random
 from typing import Any
 
-from recipe_ray.eval.cases import EvalCase
+from recipe_ray.eval.cases import CaseQuestion, EvalCase
 from recipe_ray.facts import DEFAULT_NAMESPACE, default_fact_id
-from recipe_ray.testbed.world import counterfactual_edits, load_world, locality_prompts
+from recipe_ray.testbed.world import World, counterfactual_edits, load_world, locality_prompts
 
 SOURCE = "testbed/counterfactual"
+NUM_REPORTED = 1000
+NUM_TUNING = 300
 
 
-def testbed_cases(num_edits: int = 1000, *, seed: int = 0) -> tuple[EvalCase, ...]:
-    """Edits in random order, each with a question of every kind; half of the locality questions are hard ones."""
+def testbed_cases(num_edits: int = NUM_REPORTED, *, seed: int = 0) -> tuple[EvalCase, ...]:
+    """Edits in random order, each with a question of every sort; half of the locality questions are hard ones."""
+    return _cases(load_world(), num_edits, drawn=0, seed=seed)
+
+
+def testbed_tuning_cases(num_edits: int = NUM_TUNING, *, seed: int = 0) -> tuple[EvalCase, ...]:
+    """The same of facts that no case of the report edits, to tune on; the edited facts of the report are not asked.
+
+    Raises:
+        ConfigError: the facts that are left do not give as many edits and unrelated questions.
+    """
     world = load_world()
-    edits = counterfactual_edits(world, num_edits)
+    reported = {(edit.fact.subject, edit.fact.relation.name) for edit in counterfactual_edits(world, NUM_REPORTED)}
+    left = tuple(fact for fact in world.facts if (fact.subject, fact.relation.name) not in reported)
+    return _cases(World(left, world.relations), num_edits, drawn=1, seed=seed)
+
+
+def _cases(world: World, num_edits: int, *, drawn: int, seed: int) -> tuple[EvalCase, ...]:
+    """Cases of a world's edits; `drawn` is the seed of the edits, `seed` that of the wordings."""
+    edits = counterfactual_edits(world, num_edits, seed=drawn)
     rng = random.Random(seed)
     cases = []
     for edit, spared in zip(edits, locality_prompts(world, edits, num_edits), strict=True):
         trained = range(len(edit.fact.relation.trained))
         stated, asked = rng.sample(trained, 2)
         novel = rng.randrange(len(trained), len(edit.fact.relation.phrasings))
-        prompt = edit.fact.prompt(stated)
+        prompt, target = edit.fact.prompt(stated), edit.target
         cases.append(
             EvalCase(
                 fact_id=default_fact_id(DEFAULT_NAMESPACE, prompt),
-                statement=f"{prompt} {edit.target}",
                 prompt=prompt,
-                target=edit.target,
-                generality_prompt=edit.fact.prompt(asked),
-                novel_prompt=edit.fact.prompt(novel),
-                locality_prompt=spared.prompt,
+                target=target,
+                subject=edit.fact.subject,
+                others=(
+                    CaseQuestion(sort="generality", kind="rephrase", prompt=edit.fact.prompt(asked), target=target),
+                    CaseQuestion(sort="generality_novel", kind="novel", prompt=edit.fact.prompt(novel), target=target),
+                    CaseQuestion(sort="locality", kind=spared.kind, prompt=spared.prompt),
+                ),
             )
         )
     return tuple(cases)

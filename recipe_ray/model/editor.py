@@ -210,18 +210,19 @@ class Editor(nn.Module):
             EditorError: an ablation, whose facts no table holds.
         """
         _check_servable(self.config, "this editor")
-        sentinel_K = self._sentinel_array()
+        sentinel_K = self.sentinel_array()
         card = _Card(config=self.config, fingerprint=self.fingerprint(), llm_width=self.llm_width)
         return card.identity(sentinel_K)
 
-    def _sentinel_array(self) -> npt.NDArray[np.float32]:
+    def sentinel_array(self) -> npt.NDArray[np.float32]:
+        """Θ [K], float32, encoded now."""
         with self._inference():
             return self.sentinel().float().cpu().numpy()
 
     def thresholds(self, queries_BK: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """[B], what a fact's score must exceed for it to be applied: the similarity to Θ, or the one threshold."""
         if self.config.num_sentinel_tokens:
-            return queries_BK @ self._sentinel_array()
+            return queries_BK @ self.sentinel_array()
         return np.full(len(queries_BK), self.threshold.item(), np.float32)
 
     def load_weights(self, directory: str | Path) -> None:
@@ -247,7 +248,7 @@ class Editor(nn.Module):
         self.encoder.tokenizer.save_pretrained(path / ENCODER_FOLDER)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if self.config.num_sentinel_tokens:
-            weights[SENTINEL_TENSOR] = torch.from_numpy(self._sentinel_array())
+            weights[SENTINEL_TENSOR] = torch.from_numpy(self.sentinel_array())
         save_file(weights, path / WEIGHTS_FILE)
         card = {
             "config": self.config.to_dict(),

@@ -2,7 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
 
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.protocol import Reader
@@ -63,3 +66,28 @@ class Method(Protocol):
 
     def state_bytes(self) -> int:
         """What the edits in force keep beyond the unedited LLM: changed weights count, copies for `undo` do not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a method that retrieves found for B prompts.
+
+    Attributes:
+        fact_ids_B: of the nearest fact, whether applied or not; None where no edit is in force.
+        applied_B: bool, whether it is applied.
+        score_B: float32, of the nearest fact; -inf where there is none.
+        threshold_B: float32, what a score must exceed for its fact to be applied.
+    """
+
+    fact_ids_B: tuple[str | None, ...]
+    applied_B: npt.NDArray[np.bool_]
+    score_B: npt.NDArray[np.float32]
+    threshold_B: npt.NDArray[np.float32]
+
+
+@runtime_checkable
+class Retrieves(Protocol):
+    """A method that looks an edit up for each prompt, so that retrieval is measured apart from generation."""
+
+    def retrieve(self, prompts: Sequence[str]) -> Found:
+        """What each prompt finds among the edits in force; the prompt alone is the query."""
