@@ -328,6 +328,15 @@ def read_config(path: str | Path) -> EditorConfig:
     return _read_card(Path(path)).config
 
 
+def read_fingerprint(path: str | Path) -> str:
+    """What `Editor.fingerprint` gives, of an ablation too, from the editor's directory without its weights.
+
+    Raises:
+        EditorError: no editor there.
+    """
+    return _read_card(Path(path)).fingerprint
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Card:
     """The card of an editor's directory, less what only readers want."""

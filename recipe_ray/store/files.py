@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import boto3
+import pyarrow as pa
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
@@ -167,6 +168,15 @@ def write_text(uri: str, text: str) -> None:
     Raises:
         OutputError: the place cannot be written.
     """
+    write_whole(uri, text.encode())
+
+
+def write_whole(uri: str, content: bytes | pa.Buffer) -> None:
+    """Write a file, whole or not at all, with the directories above it.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
     filesystem_, path = filesystem(uri)
     try:
         # An S3 object appears whole; a local file is written beside its place and moved there.
@@ -175,7 +185,7 @@ def write_text(uri: str, text: str) -> None:
             filesystem_.create_dir(path.rpartition("/")[0], recursive=True)
         try:
             with filesystem_.open_output_stream(written) as stream:
-                stream.write(text.encode())
+                stream.write(content)
             if written != path:
                 filesystem_.move(written, path)
         except OSError:
