@@ -72,16 +72,6 @@ class Reader:
             self._generated.update(zip(batch, generations, strict=True))
         return [self._generated[ask] for ask in asks]
 
-    def complete(self, asks: Sequence[Ask], *, max_new_tokens: int, stop: Sequence[str]) -> list[Generation]:
-        """Greedy completions in one batch, not memoised; with `answer_logits` all that reads the LLM."""
-        return self.llm.generate(
-            [ask.text for ask in asks],
-            [None if ask.fact < 0 else self.prompts_NPD[ask.fact] for ask in asks],
-            max_new_tokens=max_new_tokens,
-            position=self.position,
-            stop=stop,
-        )
-
     def answer_ids(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
         """Answers as they would continue a question."""
         return [tuple(self.llm.tokenize_answer(f" {answer}")) for answer in answers]
