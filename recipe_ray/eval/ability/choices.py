@@ -49,7 +49,7 @@ class ChoiceQuestion:
     passage: str = ""
 
     def text(self, style: ChoiceStyle) -> str:
-        """What the LLM reads: `letters` lists the choices as the harness's own `commonsense_qa` does, `text` does not."""
+        """What the LLM reads: `letters` lists the choices as the harness's `commonsense_qa` does, `text` does not."""
         passage = f"{self.passage}\n" if self.passage else ""
         if style == "text":
             return f"{passage}{self.question}"

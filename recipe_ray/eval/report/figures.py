@@ -100,9 +100,7 @@ def _quality_by_seconds(canvas: Any, rows: Sequence[Row]) -> None:
     """A point an editor: the mean of its reliability, generality and locality."""
     axes = canvas.subplots()
     for place, row in enumerate(rows):
-        values = [
-            value for kind in AVERAGED if (value := number(row, kind)) is not None
-        ]
+        values = [value for kind in AVERAGED if (value := number(row, kind)) is not None]
         if values:
             label = f"{row['editor']} ({row['T']:,}, {row['mode']})"
             axes.plot([number(row, "seconds_per_edit")], [np.mean(values)], label=label, **_style(place), linestyle="")

@@ -141,4 +141,6 @@ def _json(rows: Sequence[Row]) -> str:
 
 def _finite(row: Row) -> dict[str, Any]:
     """JSON knows neither NaN nor infinity: what is no number is null."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }

@@ -67,7 +67,11 @@ def examples(contents: Contents) -> Table:
         most = max(other["T"] for other in contents.rows(editor=row["editor"], data=row["data"]))
         if row["T"] == most:
             shown += [
-                (*_name(row), row["data"], *(_short(one.get(key, "")) for key in ("edit", "kind", "question", "wanted", "got")))
+                (
+                    *_name(row),
+                    row["data"],
+                    *(_short(one.get(key, "")) for key in ("edit", "kind", "question", "wanted", "got")),
+                )
                 for one in cell.examples
             ]
     return Table(
