@@ -18,7 +18,8 @@ from recipe_ray.errors import EditorError, OutputError, RecipeError
 from recipe_ray.eval.cases import EvalCase
 from recipe_ray.eval.evaluation import evaluate_cell
 from recipe_ray.eval.methods.base import Method
-from recipe_ray.eval.methods.registry import Context, Preset, build
+from recipe_ray.eval.methods.context import Context, Preset
+from recipe_ray.eval.methods.registry import build
 from recipe_ray.eval.protocol import Reader, plain_reader
 from recipe_ray.eval.report.contents import Cell as MeasuredCell
 from recipe_ray.eval.results import CellResult, CellSettings, Mode
@@ -27,7 +28,7 @@ from recipe_ray.model.llm import FrozenLLM, load_llm
 from recipe_ray.store import files
 from recipe_ray.store.parquet import parquet_bytes
 
-CELLS_FOLDER, FAULTS_FOLDER, STATE_FOLDER = "cells", "failed", "trained"
+CELLS_FOLDER, STATE_FOLDER = "cells", "trained"
 _LISTS = ("failures", "related_margins", "unrelated_margins")  # columns of the first row: the cell's, not a measure's
 
 
@@ -97,10 +98,14 @@ class Setup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a cell went: `reason` says in one line why it failed, None where it was measured."""
+    """How a cell went: `reason` says in one line why it failed, None where it was measured.
+
+    A fault that is no user's or data's comes with its traceback.
+    """
 
     cell: Cell
     reason: str | None = None
+    traceback: str = ""
 
 
 class CellRunner:
@@ -118,7 +123,7 @@ class CellRunner:
         self._method: tuple[tuple[str, str], Method] | None = None
 
     def run(self, cell: Cell, cases: Sequence[EvalCase]) -> Outcome:
-        """Measure a cell and write its file; a fault is written down with its traceback, and is no exception.
+        """Measure a cell and write its file; whatever goes wrong is told in the outcome, and is no exception.
 
         Args:
             cell: which.
@@ -129,12 +134,9 @@ class CellRunner:
         except Exception as error:  # noqa: BLE001 -- whatever one editor does wrong, the rest of the table goes on
             # What it left of the LLM nobody knows; the next cell begins with another.
             self._llm = self._unedited = self._method = None
-            reason = reason_of(error, self._setup.device)
-            trace = "".join(traceback.format_exception(error))
-            record = {**dataclasses.asdict(cell), "reason": reason, "traceback": trace}
-            uri = files.join(self._setup.folder, FAULTS_FOLDER, f"{cell.name}.json")
-            files.write_text(uri, json.dumps(record, indent=1) + "\n")
-            return Outcome(cell=cell, reason=reason)
+            told = isinstance(error, RecipeError)
+            trace = "" if told else "".join(traceback.format_exception(error))
+            return Outcome(cell=cell, reason=reason_of(error, self._setup.device), traceback=trace)
         return Outcome(cell=cell)
 
     def _measured(self, cell: Cell, cases: Sequence[EvalCase]) -> MeasuredCell:
@@ -145,7 +147,9 @@ class CellRunner:
         settings = CellSettings(data=cell.data, num_edits=cell.num_edits, mode=cell.mode, seed=self._setup.seed)
         result = evaluate_cell(method, cases[: cell.num_cases], settings, unedited=self._unedited)
         if _digest(llm) != self._digest:
-            raise EditorError(f"{cell.editor} left the LLM changed after undo; its numbers would be those of others too")
+            raise EditorError(
+                f"{cell.editor} left the LLM changed after undo; its numbers would be those of others too"
+            )
         beside = {
             "seconds": time.perf_counter() - begun,
             "device": str(llm.device),

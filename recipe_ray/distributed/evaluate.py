@@ -1,82 +1,26 @@
 """An evaluation as cells over Ray workers: planned, measured, continued where it was left, and reported."""
 
 import dataclasses
-import functools
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 
-from recipe_ray.config import TESTBED, DataConfig
-from recipe_ray.datasets.cleaning import clean
-from recipe_ray.datasets.sources import InventedData, TrainingData, absolute_sources, open_training_data, read_source
-from recipe_ray.distributed.cells import Cell, CellRunner, Outcome, Setup, identity_of, read_cell
-from recipe_ray.distributed.evaluate_args import ALL, LARGE_PRESET, TESTBED_PRESET, EvaluateArgs
+from recipe_ray.distributed.cells import Cell, CellRunner, Outcome, Setup, read_cell
+from recipe_ray.distributed.evaluate_args import EvaluateArgs
+from recipe_ray.distributed.evaluate_plan import Plan, Unit, planned, units_of
 from recipe_ray.distributed.progress import progress
-from recipe_ray.distributed.provenance import command_line, commit, hardware, versions
-from recipe_ray.errors import ConfigError, RecipeError
-from recipe_ray.eval.cases import EvalCase, num_sampled, record_cases
-from recipe_ray.eval.methods.registry import METHODS, Need, digest_of
+from recipe_ray.errors import ConfigError
 from recipe_ray.eval.report.contents import Contents, FailedCell
-from recipe_ray.eval.report.rendering import HTML_FILE, MARKDOWN_FILE, render
-from recipe_ray.eval.results import Mode
-from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
-from recipe_ray.examples import EditExample, EditRecord, Question
-from recipe_ray.model.editor import read_config, read_fingerprint
-from recipe_ray.model.llm import llm_width
+from recipe_ray.eval.report.rendering import HTML_FILE, render
 from recipe_ray.store import files
 
 CONFIG_FILE, ABILITY_FOLDER = "evaluate_config.json", "ability"
-NUM_TUNING = 300
-NUM_INVENTED = 2000  # invented edits for those that train on records
-SMALL_WIDTH = 512  # LLMs up to this width take the hyperparameters tuned for small ones
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataSet:
-    """Edits to report on.
-
-    Attributes:
-        name: in the report: the file's name without its folder.
-        cases: in their order; empty where there are none.
-        reason: why there are none.
-    """
-
-    name: str
-    cases: tuple[EvalCase, ...] = ()
-    reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Unit:
-    """Cells that one worker measures one after the other, with the cases of their data set."""
-
-    cells: tuple[Cell, ...]
-    cases: tuple[tuple[EvalCase, ...], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """All cells of a run.
-
-    Attributes:
-        setup: what they share.
-        cells: in the order of the report.
-        data: by name.
-        failed: cells that cannot be, and why.
-        ablations: names of editors that are ablations.
-    """
-
-    setup: Setup
-    cells: tuple[Cell, ...]
-    data: dict[str, DataSet]
-    failed: tuple[FailedCell, ...]
-    ablations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,122 +63,24 @@ def evaluate(args: EvaluateArgs, *, execute: Execute | None = None) -> EvaluateR
     plan = planned(args)
     folder = plan.setup.folder
     files.write_text(files.join(folder, CONFIG_FILE), json.dumps(dataclasses.asdict(args), indent=2) + "\n")
+    ability = read_ability(files.join(folder, ABILITY_FOLDER))  # a broken file is told before the work
     missing = [cell for cell in plan.cells if read_cell(folder, cell) is None]
-    reasons: dict[Cell, str] = {}
+    failed: dict[Cell, Outcome] = {}
     with progress(f"evaluating {len(missing)} of {len(plan.cells)} cells", len(missing), unit="cells") as done:
         for outcome in (execute or on_cluster)(plan.setup, units_of(missing, plan.data)):
             if outcome.reason is not None:
-                reasons[outcome.cell] = outcome.reason
+                failed[outcome.cell] = outcome
             done(1)
-    contents = contents_of(plan, reasons)
+    contents = contents_of(plan, failed, ability)
     for name, text in render(contents).items():
         files.write_text(files.join(folder, name), text)
     return EvaluateReport(
         report=files.join(folder, HTML_FILE),
         num_measured=len(contents.cells),
-        num_now=len(missing) - len(reasons),
+        num_now=len(missing) - len(failed),
         failed=contents.failed,
         seconds=time.monotonic() - started,
     )
-
-
-def planned(args: EvaluateArgs) -> Plan:
-    """Read the data and lay out the cells, each with its identity.
-
-    Raises:
-        RecipeError: as `evaluate`.
-    """
-    folder = files.absolute(args.output)
-    files.check_writable(folder)
-    width = llm_width(args.llm)  # a wrong name fails here, before any worker starts
-    preset = args.preset or (TESTBED_PRESET if width <= SMALL_WIDTH else LARGE_PRESET)
-    editor = None if args.editor is None else files.absolute(args.editor)
-    ablations = args.ablation_folders()
-    fingerprints = {name: read_fingerprint(files.localize(where)) for name, where in ablations.items()}
-    encoder = args.encoder or TESTBED
-    if editor is not None:
-        local = files.localize(editor)
-        fingerprints["recipe"] = read_fingerprint(local)
-        encoder = args.encoder or read_config(local).encoder
-    data = {one.name: one for one in map(_data_set, _by_name(args.data), [args.seed] * len(args.data))}
-    needs = frozenset(need for name in args.compared() for need in METHODS[name].needs)
-    tuning = _tuning(args) if "tuning" in needs else ()
-    training, batches, training_digest = _training(args) if "training" in needs else ((), None, "")
-    setup = Setup(
-        folder=folder,
-        llm=args.llm,
-        device=args.device,
-        preset=preset,
-        seed=args.seed,
-        editor=editor,
-        ablations=ablations,
-        encoder=encoder,
-        training=training,
-        batches=batches,
-        tuning=tuning,
-        made_by={"command": command_line(), "commit": commit()},
-        hardware=_machine,
-    )
-    of_need: dict[Need, str] = {
-        "editor": fingerprints.get("recipe", ""),
-        "training": training_digest,
-        "tuning": digest_of(tuning),
-        "encoder": encoder,
-    }
-    cells: list[Cell] = []
-    failed: list[FailedCell] = []
-    for one in data.values():
-        digests: dict[int, str] = {}
-        for name in (*args.compared(), *ablations):
-            own = {"editor": fingerprints[name]} if name in ablations else {}
-            made_from = own or {need: of_need[need] for need in sorted(METHODS[name].needs)}
-            for num_edits, mode in _settings(args, one):
-                if one.reason is not None:
-                    failed.append(
-                        FailedCell(editor=name, data=one.name, num_edits=num_edits, mode=mode, reason=one.reason)
-                    )
-                    continue
-                assert isinstance(num_edits, int)
-                num_cases = num_sampled(len(one.cases), num_edits, least=args.samples)
-                if num_cases not in digests:
-                    digests[num_cases] = digest_of(one.cases[:num_cases])
-                settings = {
-                    "editor": name,
-                    "llm": args.llm,
-                    "device": args.device,
-                    "preset": preset,
-                    "seed": args.seed,
-                    "num_edits": num_edits,
-                    "mode": mode,
-                    "cases": digests[num_cases],
-                    "made_from": made_from,
-                }
-                cells.append(
-                    Cell(
-                        editor=name,
-                        data=one.name,
-                        num_edits=num_edits,
-                        mode=mode,
-                        num_cases=num_cases,
-                        identity=identity_of(settings),
-                    )
-                )
-    return Plan(setup=setup, cells=tuple(cells), data=data, failed=tuple(failed), ablations=tuple(ablations))
-
-
-def units_of(cells: Iterable[Cell], data: dict[str, DataSet]) -> list[Unit]:
-    """Cells by worker: those of an editor on a data set stay together, for an editor that is trained those on all.
-
-    So an editor is made once for its cells, and none is trained twice at the same time.
-    """
-    units: dict[tuple[str, str], list[Cell]] = {}
-    for cell in cells:
-        trained = cell.editor in METHODS and "training" in METHODS[cell.editor].needs
-        units.setdefault((cell.editor, "" if trained else cell.data), []).append(cell)
-    return [
-        Unit(cells=tuple(unit), cases=tuple(data[cell.data].cases[: _most(unit, cell.data)] for cell in unit))
-        for unit in units.values()
-    ]
 
 
 def on_cluster(setup: Setup, units: Sequence[Unit]) -> Iterator[Outcome]:
@@ -253,7 +99,7 @@ def on_cluster(setup: Setup, units: Sequence[Unit]) -> Iterator[Outcome]:
     def start(worker: Any, left: deque[tuple[Cell, Any]]) -> None:
         if not left and waiting:
             unit = waiting.popleft()
-            cases = {cell.data: ray.put(given) for cell, given in zip(unit.cells, unit.cases, strict=True)}
+            cases = {name: ray.put(given) for name, given in unit.cases.items()}
             left = deque((cell, cases[cell.data]) for cell in unit.cells)
         if left:
             cell, given = left.popleft()
@@ -266,107 +112,40 @@ def on_cluster(setup: Setup, units: Sequence[Unit]) -> Iterator[Outcome]:
         worker, cell, left = running.pop(finished)
         try:
             yield ray.get(finished)
-        except RayActorError as error:
-            reason = f"its worker died, as a rule for want of memory ({_first_line(error)}); give fewer edits at once"
-            yield Outcome(cell=cell, reason=reason)
-            worker = runner.remote(shared)
         except RayError as error:
-            yield Outcome(cell=cell, reason=f"{type(error).__name__}: {_first_line(error)}")
+            why = " ".join(str(error).split())[:300] or type(error).__name__
+            yield Outcome(cell=cell, reason=f"its worker died ({why}); if for want of memory, give fewer edits at once")
+            ray.kill(worker)
+            worker = runner.remote(shared)
         start(worker, left)
 
 
-def contents_of(plan: Plan, reasons: dict[Cell, str]) -> Contents:
-    """All of the report: the plan's cells as they lie in the run's folder."""
-    folder = plan.setup.folder
-    measured = [found for cell in plan.cells if (found := read_cell(folder, cell)) is not None]
-    failed = [
-        FailedCell(editor=cell.editor, data=cell.data, num_edits=cell.num_edits, mode=cell.mode, reason=reasons[cell])
+def contents_of(plan: Plan, failed: Mapping[Cell, Outcome], ability: Sequence[Mapping[str, Any]]) -> Contents:
+    """All of the report: the plan's cells as they lie in the run's folder, and those that failed now."""
+    measured = [found for cell in plan.cells if (found := read_cell(plan.setup.folder, cell)) is not None]
+    told = [
+        FailedCell(
+            editor=cell.editor,
+            data=cell.data,
+            num_edits=cell.num_edits,
+            mode=cell.mode,
+            reason=failed[cell].reason or "",
+            traceback=failed[cell].traceback,
+        )
         for cell in plan.cells
-        if cell in reasons
+        if cell in failed
     ]
     return Contents(
-        cells=tuple(measured),
-        failed=(*plan.failed, *failed),
-        ablations=plan.ablations,
-        ability=_ability(files.join(folder, ABILITY_FOLDER)),
+        cells=tuple(measured), failed=(*plan.failed, *told), ablations=plan.ablations, ability=tuple(ability)
     )
 
 
-def _settings(args: EvaluateArgs, data: DataSet) -> list[tuple[int | str, Mode]]:
-    """Numbers of edits and modes; where a data set has no cases, the numbers as they were asked for."""
-    if data.reason is None:
-        return [(num, mode) for num in args.counts(len(data.cases)) for mode in args.modes_at(num)]
-    asked = [ALL if text == ALL else int(text) for text in dict.fromkeys(args.num_edits)]
-    return [(num, mode) for num in asked for mode in args.modes_at(1 if num == 1 else 2)]
+def read_ability(folder: str) -> tuple[dict[str, Any], ...]:
+    """What `recipe_ray.eval.ability` wrote into the run's folder: of each file the JSON in its last line.
 
-
-def _by_name(sources: Sequence[str]) -> list[tuple[str, str]]:
-    """Names for the report, and what was given: form and file name, or all of it where two are alike."""
-    short = {source: _short(source) for source in dict.fromkeys(sources)}
-    names = list(short.values())
-    return [(name if names.count(name) == 1 else source, source) for source, name in short.items()]
-
-
-def _short(source: str) -> str:
-    form, colon, path = source.partition(":")
-    return f"{form}{colon}{path.rstrip('/').rpartition('/')[2]}"
-
-
-def _data_set(named: tuple[str, str], seed: int) -> DataSet:
-    name, source = named
-    if source == TESTBED:
-        return DataSet(name=name, cases=testbed_cases(seed=seed))
-    read = read_source(source)
-    (records,) = clean([read.records], num_empty=read.num_empty).records
-    try:
-        return DataSet(name=name, cases=record_cases(records, name=name, seed=seed))
-    except ConfigError as error:  # such as no rephrasings: the other data sets can be asked all the same
-        return DataSet(name=name, reason=" ".join(str(error).split()))
-
-
-def _tuning(args: EvaluateArgs) -> tuple[EvalCase, ...]:
-    """Edits to choose thresholds by; none where none were given, and then those who need them say so."""
-    cases: list[EvalCase] = []
-    for source in args.tuning_sources():
-        if source == TESTBED:
-            cases += testbed_tuning_cases(seed=args.seed)
-            continue
-        read = read_source(source)
-        (records,) = clean([read.records], num_empty=read.num_empty).records
-        cases += record_cases(records, NUM_TUNING, name=source, seed=args.seed)
-    return tuple(cases)
-
-
-def _training(args: EvaluateArgs) -> tuple[tuple[EditRecord, ...], Any, str]:
-    """Edits to train on, the same in batches, and what they are known by; none where none were given."""
-    sources = args.training_sources()
-    if not sources:
-        return (), None, ""
-    config = DataConfig(sources=sources, tuning_sources=() if TESTBED in sources else args.tuning_sources())
-    data: TrainingData = open_training_data(absolute_sources(config))
-    if isinstance(data, InventedData):
-        records = tuple(map(_record, data.sample(NUM_INVENTED, f"records {args.seed}")))
-    else:
-        records = tuple(record for part in data.training_edits for record in part)  # type: ignore[attr-defined]
-    return records, functools.partial(_batches, data), digest_of(records)
-
-
-def _batches(data: TrainingData, batch_size: int, seed: str) -> Any:
-    return data.training(batch_size, seed)
-
-
-def _record(example: EditExample) -> EditRecord:
-    """An invented edit as a data set's record."""
-    return EditRecord(
-        prompt=example.prompt,
-        target=example.target,
-        generality={"rephrase": (Question(prompt=example.generality_prompt, target=example.generality_target),)},
-        locality={"neighbour": (Question(prompt=example.locality_prompt, target=example.locality_target),)},
-    )
-
-
-def _ability(folder: str) -> tuple[dict[str, Any], ...]:
-    """What `recipe_ray.eval.ability` wrote into the run's folder: of each file the JSON in its last line."""
+    Raises:
+        ConfigError: a file whose last line is no JSON.
+    """
     rows: list[dict[str, Any]] = []
     for uri in files.list_below(folder):
         try:
@@ -387,16 +166,3 @@ def _worker(device: str) -> tuple[dict[str, Any], int]:
     num_cpus = int(have.get("CPU", 1))
     room = min(num_cpus, int(have["GPU"])) if use_gpu else num_cpus
     return {"num_cpus": 1, "num_gpus": 1 if use_gpu else 0}, max(1, room)
-
-
-def _machine() -> dict[str, str]:
-    return {"hardware": hardware(), "versions": versions()}
-
-
-def _most(cells: Sequence[Cell], data: str) -> int:
-    """Cases that the cells of a data set need."""
-    return max(cell.num_cases for cell in cells if cell.data == data)
-
-
-def _first_line(error: BaseException) -> str:
-    return " ".join((str(error).strip().splitlines() or [type(error).__name__])[0].split())[:200]

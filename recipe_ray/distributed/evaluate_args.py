@@ -6,12 +6,12 @@ from typing import Literal
 from recipe_ray.config import TESTBED
 from recipe_ray.distributed.train_args import DEFAULT_STORAGE
 from recipe_ray.errors import ConfigError
+from recipe_ray.eval.methods.context import Preset
 from recipe_ray.eval.methods.registry import METHODS
 from recipe_ray.eval.results import MODES, Mode
 from recipe_ray.store import files
 
 ALL = "all"
-TESTBED_PRESET, LARGE_PRESET = "testbed", "7b"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class EvaluateArgs:
     num_edits: tuple[str, ...] = ("1", "10", "100", "1000")
     modes: tuple[Mode, ...] = MODES
     samples: int = 200
-    preset: Literal["testbed", "7b"] | None = None
+    preset: Preset | None = None
     encoder: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
@@ -106,7 +106,9 @@ class EvaluateArgs:
         """Names of the editors compared, in the order of the report; ablations come behind them."""
         if self.editors:
             return tuple(dict.fromkeys(self.editors))
-        return tuple(name for name, method in METHODS.items() if self.editor is not None or "editor" not in method.needs)
+        return tuple(
+            name for name, method in METHODS.items() if self.editor is not None or "editor" not in method.needs
+        )
 
     def counts(self, num_cases: int) -> list[int]:
         """Numbers of edits at once, ascending; one above the number of cases stands for all of them."""

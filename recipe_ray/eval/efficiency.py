@@ -4,6 +4,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -20,27 +21,47 @@ def clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def reading_speed(
-    reader: Reader, asks: Callable[[Sequence[str]], list[Ask]], prompts: Sequence[str]
-) -> tuple[float | None, float | None]:
-    """Median seconds to the first token, and median tokens a second after it, of questions asked one by one.
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an LLM is asked: what reads, and what it reads for a prompt."""
 
-    Retrieval counts; the first question is asked once before, so that everything is warm. None where there is no
-    question, or no answer goes on after its first token.
+    reader: Reader
+    asks: Callable[[Sequence[str]], list[Ask]]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Median seconds to the first token, and median tokens a second after it; None where no question gave any."""
+
+    ttft_s: float | None
+    tokens_per_s: float | None
+
+
+def reading_speeds(ways: Sequence[Way], prompts: Sequence[str]) -> list[Speed]:
+    """How fast questions are answered that come one by one, retrieval included.
+
+    The ways take turns question by question, so that what else the machine does meets them alike; the first question
+    is asked once before, so that everything is warm.
     """
-    first, pace = [], []
+    first: list[list[float]] = [[] for _ in ways]
+    pace: list[list[float]] = [[] for _ in ways]
     for number, prompt in enumerate([*prompts[:1], *prompts]):
-        seconds, tokens = [], []
-        for max_new_tokens in (1, SPEED_TOKENS):
-            begun = clock(reader.llm.device)
-            (generation,) = reader.complete(asks([prompt]), max_new_tokens=max_new_tokens)
-            seconds.append(clock(reader.llm.device) - begun)
-            tokens.append(len(generation.token_ids))
-        if number:
-            first.append(seconds[0])
-            if tokens[1] > 1 and seconds[1] > seconds[0]:
-                pace.append((tokens[1] - 1) / (seconds[1] - seconds[0]))
-    return (statistics.median(first) if first else None, statistics.median(pace) if pace else None)
+        for way, first_s, per_s in zip(ways, first, pace, strict=True):
+            seconds, tokens = [], []
+            for max_new_tokens in (1, SPEED_TOKENS):
+                begun = clock(way.reader.llm.device)
+                (generation,) = way.reader.complete(way.asks([prompt]), max_new_tokens=max_new_tokens)
+                seconds.append(clock(way.reader.llm.device) - begun)
+                tokens.append(len(generation.token_ids))
+            if number:
+                first_s.append(seconds[0])
+                if tokens[1] > 1 and seconds[1] > seconds[0]:
+                    per_s.append((tokens[1] - 1) / (seconds[1] - seconds[0]))
+    return [Speed(_median(first_s), _median(per_s)) for first_s, per_s in zip(first, pace, strict=True)]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def start_peak_memory(device: torch.device) -> None:

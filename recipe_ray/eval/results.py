@@ -50,7 +50,8 @@ class Efficiency:
     """What editing costs on this machine; None where it was not taken.
 
     Attributes:
-        seconds_per_edit: median over calls of `apply`, divided by the edits of a call.
+        seconds_per_edit: median over calls of `apply`, divided by the edits of a call; None where they
+            were made before.
         ttft_s, tokens_per_s: of one question alone with T edits in force, retrieval included: median seconds to the
             first token, median tokens a second after it.
         unedited_ttft_s, unedited_tokens_per_s: the same of the unedited LLM in the same run, on the same questions.
@@ -58,7 +59,7 @@ class Efficiency:
         peak_memory_bytes: highest use so far: of the GPU in this cell, or without one of the process since its start.
     """
 
-    seconds_per_edit: float
+    seconds_per_edit: float | None
     ttft_s: float | None
     tokens_per_s: float | None
     unedited_ttft_s: float | None

@@ -1,7 +1,7 @@
 """The parts of an LLM that editors of weights work on: the MLP's last projection of a layer, in every family alike."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -83,6 +83,32 @@ def hooked(module: nn.Module, hook: Any, *, before: bool = False) -> Iterator[No
         yield
     finally:
         handle.remove()
+
+
+@torch.inference_mode()
+def inputs_of(
+    llm: FrozenLLM, ids: Sequence[Sequence[int]], modules: Mapping[int, nn.Module]
+) -> tuple[dict[int, Tensor], Tensor]:
+    """What modules read in one pass of the LLM over rows of token ids.
+
+    Returns:
+        By the module's number its input [B, T, its width], and which of it is no padding, bool [B, T]: rows end
+        together, so that column -1 is the last token of all.
+    """
+    rows = llm.pad(ids, [0] * len(ids), "first")
+    read: dict[int, Tensor] = {}
+
+    def keep(number: int) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, given: tuple[Any, ...]) -> None:
+            read[number] = given[0]
+
+        return hook
+
+    with contextlib.ExitStack() as hooks:
+        for number, module in modules.items():
+            hooks.enter_context(hooked(module, keep(number), before=True))
+        llm.answer_logits(rows, None, num_answer_tokens=1)
+    return read, rows.mask_BT.bool()
 
 
 def last_subject_token(llm: FrozenLLM, prompt: str, subject: str) -> int:

@@ -1,84 +1,43 @@
 """The editors by name: what each needs beside an LLM, and how it is made."""
 
-import hashlib
-import json
-import tempfile
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import CaseQuestion, EvalCase, facts_of_prompts
+from recipe_ray.eval.cases import EvalCase, facts_of_prompts
 from recipe_ray.eval.encoders import SentenceEncoder
-from recipe_ray.eval.methods.base import Method
-from recipe_ray.eval.methods.in_context import Oracle, in_context_by_editor, in_context_by_sentences
+from recipe_ray.eval.methods import alphaedit, fine_tuning, lte, malmen, memit, mend, r_rome, rome, ultra_edit
+from recipe_ray.eval.methods.base import Edit, Method
+from recipe_ray.eval.methods.context import Context, Need
+from recipe_ray.eval.methods.covariance import Moments, second_moments, testbed_texts
+from recipe_ray.eval.methods.hypernetwork_editor import HypernetworkEditor
+from recipe_ray.eval.methods.in_context import (
+    Oracle,
+    choose_threshold,
+    in_context_by_editor,
+    in_context_by_sentences,
+)
 from recipe_ray.eval.methods.recipe import OraclePrompt, Recipe
 from recipe_ray.eval.methods.unedited import Unedited
-from recipe_ray.examples import Batches, EditRecord
+from recipe_ray.facts import DEFAULT_NAMESPACE, default_fact_id
 from recipe_ray.model.editor import Editor, load_editor
-from recipe_ray.model.llm import FrozenLLM
-from recipe_ray.store import files
 from recipe_ray.store.indexes.ann import exact_nearest
 
-Preset = Literal["testbed", "7b"]
-Need = Literal["editor", "training", "tuning", "encoder"]
+NUM_SEEN = 100  # edits before the first, for running statistics: UltraEdit's paper makes as many a turn
+NUM_TEXTS = 4000  # of training data, for second moments
 _NEEDED: dict[Need, str] = {
     "editor": "RECIPE's trained editor; give its directory as editor",
-    "training": "edits to train on; give training_data",
+    "training": "edits to train on, or texts like them; give training_data",
     "tuning": "edits to choose its threshold by; give tuning_data",
     "encoder": "a sentence encoder; give encoder",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What editors are made from.
-
-    Attributes:
-        llm: the frozen LLM.
-        cases: those that will be asked about; oracles alone may look.
-        preset: of hyperparameters.
-        device: auto, cpu, cuda or cuda:N.
-        seed: of what is drawn.
-        state: folder of what was trained or measured for editors, local or s3://; what is there is not made again.
-        editor: local directory of RECIPE's trained editor.
-        encoder: name of the sentence encoder.
-        training: edits to train on.
-        batches: the same in batches, by batch size and seed.
-        tuning: edits and questions to choose thresholds by.
-    """
-
-    llm: FrozenLLM
-    cases: Sequence[EvalCase] = ()
-    preset: Preset
-    device: str = "auto"
-    seed: int = 0
-    state: str
-    editor: Path | None = None
-    encoder: str | None = None
-    training: Sequence[EditRecord] = ()
-    batches: Callable[[int, str], Batches] | None = None
-    tuning: Sequence[EvalCase] = ()
-
-    def kept(self, name: str, make: Callable[[Path], None], *, depends_on: object) -> Path:
-        """A local folder of what `make` wrote into one, now or when the same was asked for before.
-
-        Args:
-            name: of what is made.
-            make: writes into a folder that is given to it.
-            depends_on: whatever makes a difference beside the LLM, preset, seed, encoder and training edits; its `repr`.
-        """
-        same = [self.llm.name, self.preset, self.seed, self.encoder, repr(depends_on), digest_of(self.training)]
-        uri = files.join(self.state, f"{name}-{hashlib.sha256(json.dumps(same).encode()).hexdigest()[:16]}")
-        if files.is_empty(uri):
-            with tempfile.TemporaryDirectory() as scratch:
-                make(Path(scratch))
-                files.publish(Path(scratch), uri)
-        return files.localize(uri)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,14 +51,6 @@ class Registered:
 
     build: Callable[[Context], Method]
     needs: frozenset[Need] = field(default_factory=frozenset)
-
-
-def digest_of(values: Sequence[object]) -> str:
-    """What values are known by: equal for equal ones, whichever process asks."""
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(repr(value).encode() + b"\n")
-    return digest.hexdigest()[:16]
 
 
 def build(name: str, context: Context) -> Method:
@@ -117,6 +68,10 @@ def build(name: str, context: Context) -> Method:
     return METHODS[name].build(context)
 
 
+def _registered(build_: Callable[[Context], Method], *needs: Need) -> Registered:
+    return Registered(build=build_, needs=frozenset(needs))
+
+
 def _editor(context: Context) -> Editor:
     assert context.editor is not None  # as `build` saw
     return load_editor(context.editor, context.device)
@@ -128,39 +83,112 @@ def _sentences(context: Context) -> SentenceEncoder:
     if not context.tuning:
         return plain
     statements = [case.statement for case in context.tuning]
-    asked = [(row, question.prompt) for row, case in enumerate(context.tuning) for question in _answered(case)]
-    rows, prompts = [row for row, _ in asked], [prompt for _, prompt in asked]
+    asked = [
+        (row, question.prompt)
+        for row, case in enumerate(context.tuning)
+        for question in case.questions
+        if question.sort != "locality"
+    ]
+    rows_B, prompts = np.array([row for row, _ in asked]), [prompt for _, prompt in asked]
     whitened = SentenceEncoder(plain.name, context.device, whiten_on=[*statements, *prompts])
 
     def num_found(encode: SentenceEncoder) -> int:
         nearest_B, _ = exact_nearest(encode(statements), encode(prompts))
-        return int((nearest_B == np.array(rows)).sum())
+        return int((nearest_B == rows_B).sum())
 
     return max((plain, whitened), key=num_found)
 
 
-def _answered(case: EvalCase) -> list[CaseQuestion]:
-    return [question for question in case.questions if question.sort != "locality"]
+def _moments(context: Context, layers: Sequence[int]) -> Moments:
+    """Second moments over what the LLM reads: the testbed's corpus for its LM, else statements of the training data."""
+
+    def measure(folder: Path) -> None:
+        if context.llm.name == TESTBED:
+            texts = testbed_texts()
+        else:
+            texts = [f"{record.statement}." for record in context.training[:NUM_TEXTS]]
+        second_moments(context.llm, texts, layers).save(folder)
+
+    return Moments.load(context.kept("moments", measure, depends_on=tuple(layers)))
+
+
+def _fine_tuning(context: Context, *, suffix: str = "") -> Method:
+    return fine_tuning.FT(context.llm, fine_tuning.PRESETS[context.preset + suffix])
+
+
+def _rome(context: Context) -> Method:
+    args = rome.PRESETS[context.preset]
+    return rome.ROME(context.llm, args, moments=_moments(context, [args.layer]), seed=context.seed)
+
+
+def _r_rome(context: Context) -> Method:
+    encode = _sentences(context)
+    threshold = choose_threshold(encode, context.tuning)
+    args = dataclasses.replace(r_rome.PRESETS[context.preset], threshold=threshold)
+    moments = _moments(context, [args.rome.layer])
+    return r_rome.RROME(context.llm, args, moments=moments, encode=encode, seed=context.seed)
+
+
+def _memit(context: Context) -> Method:
+    args = memit.PRESETS[context.preset]
+    return memit.MEMIT(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
+
+
+def _alphaedit(context: Context) -> Method:
+    args = alphaedit.PRESETS[context.preset]
+    return alphaedit.AlphaEdit(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
+
+
+def _hypernetwork(editor: type[HypernetworkEditor], presets: Any, context: Context) -> Method:
+    args = presets[context.preset]
+    assert context.batches is not None  # where there are training edits
+    batches = context.batches(args.batch_size, f"{editor.name} {context.seed}")
+
+    def train(folder: Path) -> None:
+        editor.train(context.llm, args, batches, seed=context.seed).save(folder)
+
+    return editor.load(context.llm, context.kept(editor.name.lower(), train, depends_on=args))
+
+
+def _lte(context: Context) -> Method:
+    args = lte.PRESETS[context.preset]
+    encode = _sentences(context)
+
+    def align(folder: Path) -> None:
+        lte.align(context.llm, args, training=context.training, encode=encode, seed=context.seed).save(folder)
+
+    alignment = lte.Alignment.load(context.kept("lte", align, depends_on=args))
+    return lte.LTE(context.llm, args, alignment=alignment, encode=encode)
+
+
+def _ultra_edit(context: Context) -> Method:
+    seen = [
+        Edit(fact_id=default_fact_id(DEFAULT_NAMESPACE, one.prompt), prompt=one.prompt, target=one.target)
+        for one in context.training[:NUM_SEEN]
+    ]
+    return ultra_edit.UltraEdit(context.llm, ultra_edit.PRESETS[context.preset], seen=seen)
 
 
 # In the order of the report.
 METHODS: dict[str, Registered] = {
-    "unedited": Registered(build=lambda context: Unedited(context.llm)),
-    "recipe": Registered(
-        build=lambda context: Recipe(context.llm, _editor(context)),
-        needs=frozenset({"editor"}),
+    "unedited": _registered(lambda context: Unedited(context.llm)),
+    "recipe": _registered(lambda context: Recipe(context.llm, _editor(context)), "editor"),
+    "in_context": _registered(lambda context: in_context_by_editor(context.llm, _editor(context)), "editor"),
+    "in_context_sentences": _registered(
+        lambda context: in_context_by_sentences(context.llm, _sentences(context), context.tuning), "encoder", "tuning"
     ),
-    "in_context": Registered(
-        build=lambda context: in_context_by_editor(context.llm, _editor(context)),
-        needs=frozenset({"editor"}),
+    "oracle": _registered(lambda context: Oracle(context.llm, facts_of_prompts(context.cases))),
+    "oracle_prompt": _registered(
+        lambda context: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)), "editor"
     ),
-    "in_context_sentences": Registered(
-        build=lambda context: in_context_by_sentences(context.llm, _sentences(context), context.tuning),
-        needs=frozenset({"encoder", "tuning"}),
-    ),
-    "oracle": Registered(build=lambda context: Oracle(context.llm, facts_of_prompts(context.cases))),
-    "oracle_prompt": Registered(
-        build=lambda context: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)),
-        needs=frozenset({"editor"}),
-    ),
+    "fine_tuning": _registered(_fine_tuning),
+    "fine_tuning_limited": _registered(functools.partial(_fine_tuning, suffix="-l")),
+    "rome": _registered(_rome, "training"),
+    "r_rome": _registered(_r_rome, "training", "tuning", "encoder"),
+    "memit": _registered(_memit, "training"),
+    "mend": _registered(functools.partial(_hypernetwork, mend.Mend, mend.PRESETS), "training"),
+    "malmen": _registered(functools.partial(_hypernetwork, malmen.Malmen, malmen.PRESETS), "training"),
+    "lte": _registered(_lte, "training", "tuning", "encoder"),
+    "alphaedit": _registered(_alphaedit, "training"),
+    "ultra_edit": _registered(_ultra_edit, "training"),
 }

@@ -34,13 +34,14 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailedCell:
-    """A cell that could not be measured, and why, in a line."""
+    """A cell that could not be measured, and why, in a line; a fault of ours has a traceback too."""
 
     editor: str
     data: str
     num_edits: int | str
     mode: str
     reason: str
+    traceback: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
