@@ -23,6 +23,7 @@ from recipe_ray.errors import ConfigError
 from recipe_ray.eval.ability.answering import BATCH_SIZE
 from recipe_ray.eval.ability.choices import ChoiceStyle, choice_question
 from recipe_ray.eval.ability.run import AbilitySettings, ApplyMode, Row, evaluate_ability
+from recipe_ray.eval.ability.world import world_questions
 from recipe_ray.eval.evaluation import edit_of
 from recipe_ray.eval.methods.registry import Context, build
 from recipe_ray.model.llm import load_llm
@@ -34,8 +35,9 @@ class AbilityArgs:
     """What to ask of whom after how many edits.
 
     Attributes:
-        tasks: names of lm-evaluation-harness (commonsense_qa, anli, mmlu, squadv2 …; where a hub is reachable), or
-            NAME:PATH of multiple-choice questions in CommonsenseQA's form, local or s3://.
+        tasks: names of lm-evaluation-harness (commonsense_qa, anli, mmlu, squadv2 …; where a hub is reachable),
+            NAME:PATH of multiple-choice questions in CommonsenseQA's form, local or s3://, or `testbed`: questions
+            about facts of its world that its edits leave alone.
         output: folder of an evaluation, local or s3://, in whose `ability/` the rows are kept for its report.
         llm: frozen LLM: Hugging Face id, path or `testbed`.
         editor: directory of RECIPE's trained editor, for the methods that need it.
@@ -102,6 +104,8 @@ class AbilityArgs:
         local = {}
         for task in self.tasks:
             name, colon, path = task.partition(":")
+            if task == TESTBED:
+                local[task] = tuple(world_questions())
             if not colon:
                 continue
             if not re.fullmatch(r"\w+", name) or not path:
@@ -110,7 +114,7 @@ class AbilityArgs:
                 raise ConfigError(f"tasks names {name!r} twice; give each a name of its own")
             local[name] = tuple(choice_question(place, values) for place, values in read_records(path))
         return AbilitySettings(
-            tasks=tuple(task for task in self.tasks if ":" not in task),
+            tasks=tuple(task for task in self.tasks if ":" not in task and task != TESTBED),
             local=local,
             style=self.choices,
             mode=self.mode,
