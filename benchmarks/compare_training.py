@@ -26,7 +26,9 @@ from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.train import train_editor
 from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.eval.cases import cases_in_groups
-from recipe_ray.eval.trained import evaluate_trained
+from recipe_ray.eval.evaluation import evaluate_counts
+from recipe_ray.eval.methods.recipe import Recipe
+from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
 
@@ -129,14 +131,16 @@ def main() -> None:
     started = time.monotonic()
     source = read_source(args.report)
     (records,) = clean([source.records], num_empty=source.num_empty).records
-    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits)
+    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits, name=args.report)
     llm = load_llm(args.llm)
+    unedited = plain_reader(llm)
     found: dict[str, Any] = {}
     connect(show_workers=True)
     try:
         for name in args.variants:
             training = train(name, args)
-            answers, retrieval = evaluate_trained(load_editor(training["editor"]), llm, cases, counts)
+            recipe = Recipe(llm, load_editor(training["editor"]), name=name)
+            answers, retrieval = evaluate_counts(recipe, cases, counts, data=args.report, unedited=unedited)
             found[name] = {"edits": answers, "retrieval": retrieval, "training": training}
             print(json.dumps({name: found[name]}), flush=True)
     finally:

@@ -12,16 +12,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import read_source
-from recipe_ray.eval.cases import Kind, cases_in_groups, kinds_of
-from recipe_ray.eval.editors import InContext, Unedited
-from recipe_ray.eval.protocol import STOP, Metrics, Reader, evaluate
-from recipe_ray.eval.trained import evaluate_trained
+from recipe_ray.eval.cases import Sort, cases_in_groups, facts_of_prompts, sorts_of
+from recipe_ray.eval.evaluation import evaluate_counts
+from recipe_ray.eval.methods.in_context import Oracle
+from recipe_ray.eval.methods.recipe import Recipe
+from recipe_ray.eval.methods.unedited import Unedited
+from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
 
@@ -40,20 +41,23 @@ def main() -> None:
     started = time.monotonic()
     source = read_source(args.data)
     (records,) = clean([source.records], num_empty=source.num_empty).records
-    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits)
+    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits, name=args.data)
     llm = load_llm(args.llm, args.device)
     found: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
-    plain = Reader(llm, np.zeros((0, 0, llm.width), np.float32), "first")
-    for name, editor in (("unedited", Unedited(cases)), ("in_context", InContext(cases, statement_end=STOP))):
-        found[name] = {"any": evaluate(plain, editor, cases, num_edits=1)}
+    unedited = plain_reader(llm)
+    pasted = Oracle(llm, facts_of_prompts(cases, neighbours=True), name="in_context")
+    for method in (Unedited(llm), pasted):
+        answers, _ = evaluate_counts(method, cases, [1], data=args.data, unedited=unedited)
+        found[method.name] = {"any": answers["1"]}
     editors: dict[str, Any] = {}
     for named in args.editors:
         name, _, folder = named.partition("=")
         model = load_editor(folder, args.device)
-        found[name], retrieval[name] = evaluate_trained(model, llm, cases, counts)
+        recipe = Recipe(llm, model, name=name)
+        found[name], retrieval[name] = evaluate_counts(recipe, cases, counts, data=args.data, unedited=unedited)
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
-    _show(found, kinds_of(cases))
+    _show(found, sorts_of(cases))
     result = {
         "edits": found,
         "retrieval": retrieval,
@@ -69,13 +73,13 @@ def main() -> None:
     print(line)
 
 
-def _show(found: dict[str, dict[str, Metrics]], kinds: tuple[Kind, ...]) -> None:
+def _show(found: dict[str, dict[str, Any]], sorts: tuple[Sort, ...]) -> None:
     table = Table(
-        "editor", "edits at once", *(f"{kind}, free" for kind in kinds), *(f"{kind}, forced" for kind in kinds)
+        "editor", "edits at once", *(f"{sort}, free" for sort in sorts), *(f"{sort}, forced" for sort in sorts)
     )
     for name, by_count in found.items():
         for num, metrics in by_count.items():
-            values = [metrics[mode][kind] for mode in ("free", "teacher_forced") for kind in kinds]
+            values = [metrics[measure][sort] for measure in ("free", "teacher_forced") for sort in sorts]
             table.add_row(name, num, *(f"{value:.3f}" for value in values))
     Console(width=150).print(table)
 

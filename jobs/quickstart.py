@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 import ray
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +31,12 @@ from recipe_ray.distributed.train import TrainReport, train_editor
 from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.distributed.train_loop import describe
 from recipe_ray.errors import OutputError, ServiceError
-from recipe_ray.eval.cases import KINDS, EvalCase
-from recipe_ray.eval.editors import Editor, InContext, Recipe, Unedited
-from recipe_ray.eval.protocol import STOP, Reader, evaluate
+from recipe_ray.eval.cases import SORTS, EvalCase, facts_of_prompts, num_sampled
+from recipe_ray.eval.evaluation import evaluate_counts
+from recipe_ray.eval.methods.in_context import Oracle
+from recipe_ray.eval.methods.recipe import Recipe
+from recipe_ray.eval.methods.unedited import Unedited
+from recipe_ray.eval.protocol import STOP, plain_reader
 from recipe_ray.eval.testbed import dump_records, testbed_cases
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
@@ -165,7 +169,7 @@ def _print_answers(console: Console, client: httpx.Client, cases: Sequence[EvalC
     """Each question before and after, its rephrasing, and an unrelated question."""
     table = Table("question", "before", "after", "fact applied", "score > sentinel", show_lines=False)
     for case in cases:
-        for prompt in (case.prompt, case.generality_prompt, case.locality_prompt):
+        for prompt in (case.prompt, *case.prompts("generality"), *case.prompts("locality")):
             before, after = (
                 _complete(client, prompt, edits=edits, max_tokens=24, stop=STOP) for edits in (False, True)
             )
@@ -209,30 +213,30 @@ def _median_ratio(values: dict[bool, list[float]]) -> float:
 
 
 def _measure_edits(folder: Path, cases: tuple[EvalCase, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The metrics of the three editors and of retrieval, over what the table holds."""
+    """The scores of the three editors and of retrieval, over what the table holds."""
     editor = load_editor(folder / "editor")
     llm = load_llm(TESTBED)
     snapshot = read_snapshot(str(folder / "table"))
-    row_of = {fact_id: row for row, fact_id in enumerate(snapshot.facts["fact_id"].to_pylist())}
-    rows = [row_of[case.fact_id] for case in cases]
-    queries = {kind: editor.encode_queries([case.question(kind) for case in cases]) for kind in KINDS}
-    recipe = Recipe(
-        cases,
-        keys_NK=snapshot.keys_FK[rows].astype(np.float32),
-        queries=queries,
-        thresholds={kind: queries[kind] @ snapshot.identity.sentinel_K for kind in KINDS},
-    )
-    editors: dict[str, Editor] = {
-        "recipe": recipe,
-        "unedited": Unedited(cases),
-        "in_context": InContext(cases, statement_end=STOP),
-    }
-    reader = Reader(llm, snapshot.prompts_FPD[rows].astype(np.float32), editor.config.prompt_position)
-    edits = {
-        str(num_edits): {name: evaluate(reader, one, cases, num_edits=num_edits) for name, one in editors.items()}
-        for num_edits in SIMULTANEOUS
-    }
-    return edits, {str(num_edits): recipe.retrieval_metrics(num_edits) for num_edits in SIMULTANEOUS}
+    row_of = {statement: row for row, statement in enumerate(snapshot.facts["statement"].to_pylist())}
+
+    def stored(statements: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        rows = [row_of[statement] for statement in statements]
+        return snapshot.keys_FK[rows].astype(np.float32), snapshot.prompts_FPD[rows].astype(np.float32)
+
+    pasted = Oracle(llm, facts_of_prompts(cases, neighbours=True), name="in_context")
+    methods = (Recipe(llm, editor, encode_facts=stored), Unedited(llm), pasted)
+    unedited = plain_reader(llm)
+    edits: dict[str, Any] = {}
+    retrieval: dict[str, Any] = {}
+    for num_edits in SIMULTANEOUS:
+        asked = cases[: num_sampled(len(cases), num_edits)]
+        edits[str(num_edits)] = {}
+        for method in methods:
+            answers, lookups = evaluate_counts(method, asked, [num_edits], data=TESTBED, unedited=unedited)
+            edits[str(num_edits)][method.name] = answers[str(num_edits)]
+            if isinstance(method, Recipe):
+                retrieval[str(num_edits)] = lookups[str(num_edits)]
+    return edits, retrieval
 
 
 def _ingest_report(report: IngestReport) -> dict[str, Any]:
@@ -267,10 +271,10 @@ def _print_training(console: Console, report: TrainReport) -> None:
 
 def _print_measured(console: Console, report: dict[str, Any]) -> None:
     for mode, title in (("free", "free generation, exact match"), ("teacher_forced", "teacher-forced token accuracy")):
-        table = Table("edits at once", "editor", *KINDS, title=title)
+        table = Table("edits at once", "editor", *SORTS, title=title)
         for num_edits, editors in report["edits"].items():
             for name, metrics in editors.items():
-                table.add_row(num_edits, name, *(f"{metrics[mode][kind]:.3f}" for kind in KINDS))
+                table.add_row(num_edits, name, *(f"{metrics[mode][sort]:.3f}" for sort in SORTS))
             table.add_section()
         console.print(table)
     for num_edits, metrics in report["retrieval"].items():

@@ -174,11 +174,17 @@ def cases_in_groups(
     return cases, sorted({min(num, len(cases)) for num in num_edits})
 
 
-def facts_of_prompts(cases: Iterable[EvalCase]) -> Mapping[str, tuple[str, ...]]:
-    """For each prompt that an edit answers, the ids of the facts that do: what an oracle of retrieval is given."""
+def facts_of_prompts(cases: Iterable[EvalCase], *, neighbours: bool = False) -> Mapping[str, tuple[str, ...]]:
+    """For each prompt that an edit answers, the ids of the facts that do: what an oracle of retrieval is given.
+
+    Args:
+        cases: the edits.
+        neighbours: whether a locality question gets the fact that it lies next to: one who always pastes, and is wrong
+            there.
+    """
     found: dict[str, dict[str, None]] = {}
     for case in cases:
         for question in case.questions:
-            if question.sort != "locality":
+            if neighbours or question.sort != "locality":
                 found.setdefault(question.prompt, {})[case.fact_id] = None
     return {prompt: tuple(ids) for prompt, ids in found.items()}

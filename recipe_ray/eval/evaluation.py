@@ -96,6 +96,25 @@ def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSetti
     )
 
 
+def evaluate_counts(
+    method: Method, cases: Sequence[EvalCase], counts: Sequence[int], *, data: str, unedited: Reader
+) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, float]]]:
+    """By number of simultaneous edits, each a divisor of the cases: scores of answers, and those of retrieval.
+
+    Args:
+        method, cases, unedited: as in `evaluate_cell`.
+        counts: numbers of edits in force at once.
+        data: name of the data set.
+    """
+    answers, retrieval = {}, {}
+    for num in counts:
+        settings = CellSettings(data=data, num_edits=num, mode="single" if num == 1 else "batch", num_speed_prompts=0)
+        result = evaluate_cell(method, cases, settings, unedited=unedited)
+        answers[str(num)] = result.values()
+        retrieval[str(num)] = {name: score.value for name, score in result.retrieval.items()}
+    return answers, retrieval
+
+
 def _apply(method: Method, group: Sequence[EvalCase], mode: Mode) -> list[float]:
     """Seconds an edit of each call."""
     edits = [edit_of(case) for case in group]

@@ -69,7 +69,7 @@ class TableFacts:
         TableError: there is no index, it is damaged, or another editor encoded it.
     """
 
-    seconds_per_fact = None
+    seconds_per_fact: float | None = None
 
     def __init__(self, table_uri: str, identity: EditorIdentity) -> None:
         uri = latest_index(table_uri, fingerprint=identity.fingerprint)

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import Sort
+from recipe_ray.eval.cases import SORTS, Sort
 from recipe_ray.eval.statistics import NUM_RESAMPLES, Score
 
 Mode = Literal["single", "batch", "lifelong"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-MEASURES = ("free", "teacher_forced")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +129,7 @@ class CellResult:
         under `retrieval_NAME`, and the efficiency's fields.
         """
         rows = []
-        for measure in MEASURES:
+        for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced)):
             row: dict[str, Any] = {
                 "editor": self.editor,
                 "data": self.settings.data,
@@ -141,8 +140,7 @@ class CellResult:
                 "n": self.num_cases,
                 "seed": self.settings.seed,
             }
-            scores: Mapping[str, Score] = getattr(self, measure)
-            for name in dict.fromkeys(("reliability", "generality", "generality_novel", "locality", *scores)):
+            for name in dict.fromkeys((*SORTS, *scores)):
                 row |= _flat(name, scores.get(name))
             for name, score in self.retrieval.items():
                 row |= _flat(f"retrieval_{name}", score)
@@ -150,6 +148,13 @@ class CellResult:
             row["state_bytes_per_fact"] = self.efficiency.state_bytes / self.settings.num_edits
             rows.append(row)
         return rows
+
+    def values(self) -> dict[str, dict[str, float]]:
+        """The scores by sort, without their intervals: `free` and `teacher_forced`."""
+        return {
+            measure: {name: score.value for name, score in scores.items() if name in SORTS}
+            for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced))
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON holds."""

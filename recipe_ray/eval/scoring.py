@@ -129,7 +129,7 @@ class Lookups:
         self._sheet = sheet
         self._unrelated = np.array([question.sort == "locality" for question in sheet.questions])
         nearest = [fact_id for one in found for fact_id in one.fact_ids_B]
-        own = [sheet.cases[number].fact_id for number in sheet.case_of]
+        own = [sheet.cases[number].fact_id for number in sheet.case_of.tolist()]
         self._right = np.array([one == right for one, right in zip(nearest, own, strict=True)])
         self._applied = np.concatenate([one.applied_B for one in found])
         self._margins = np.concatenate([one.score_B - one.threshold_B for one in found])

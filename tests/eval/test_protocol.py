@@ -1,31 +1,15 @@
-"""The numbers are those a person would count, by what the LLM really says."""
-
-import dataclasses
+"""The LLM is read as it really answers, whatever else is in the batch."""
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import tiny_llm
 
-from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import Ask, EvalCase
-from recipe_ray.eval.editors import Unedited
-from recipe_ray.eval.protocol import MAX_NEW_TOKENS, Reader, evaluate
+from recipe_ray.eval.cases import Ask
+from recipe_ray.eval.protocol import MAX_NEW_TOKENS, Reader
 from recipe_ray.model.llm import Generation
 
 PROMPTS_NPD = np.zeros((4, 3, 32), np.float32)
-CASES = [
-    EvalCase(
-        fact_id=name,
-        statement=f"{name} is {target}",
-        prompt=f"{name} is",
-        target=target,
-        generality_prompt=f"so {name} is",
-        novel_prompt=f"hence {name} is",
-        locality_prompt=f"not {name} is",
-    )
-    for name, target in (("a", "red"), ("b", "blue"), ("c", "green"), ("d", "grey"))
-]
 
 
 class ToyLlm:
@@ -48,52 +32,8 @@ class ToyLlm:
         return [ord(char) for char in text]
 
 
-class Scripted:
-    """Applies fact 0 where the table says so."""
-
-    def __init__(self, applied):
-        self.applied = applied
-
-    def asks(self, kind, num_edits):
-        return [Ask(case.question(kind), fact=0 if case.fact_id in self.applied else -1) for case in CASES]
-
-
-def toy_reader(said, accuracies=None):
-    reader = Reader(ToyLlm(said), PROMPTS_NPD, "after_bos")
-    table = accuracies or {}
-    reader._token_accuracies = lambda pairs: [
-        table.get((ask.text, "".join(map(chr, ids)).removeprefix(" ")), 0.0) for ask, ids in pairs
-    ]
-    return reader
-
-
-def test_free_generation_counts_answers_that_are_the_target_and_nothing_but_the_target():
-    said = {
-        ("a is", True): " red",
-        ("b is", False): "blue ",
-        ("c is", False): " greenish",
-        ("d is", False): " Grey",
-        ("so a is", True): " red, red",
-        ("hence a is", True): " red",
-        ("not a is", True): " old",
-        ("not a is", False): " old",
-        ("not b is", False): " older",
-    }
-    metrics = evaluate(toy_reader(said), Scripted({"a"}), CASES, num_edits=4)["free"]
-    assert metrics == {"reliability": 0.5, "generality": 0.0, "generality_novel": 0.25, "locality": 1.0}
-
-
-def test_locality_compares_with_what_the_unedited_llm_says():
-    said = {("not a is", False): " old", ("not a is", True): " new", ("not b is", True): " unsaid"}
-    metrics = evaluate(toy_reader(said), Scripted({"a", "b"}), CASES, num_edits=4)["free"]
-    assert metrics["locality"] == 0.75
-
-
-def test_teacher_forcing_is_a_mean_over_cases_of_the_target_or_of_the_unedited_answer():
-    accuracies = {("a is", "red"): 1.0, ("b is", "blue"): 0.5, ("not a is", "old"): 1.0, ("not a is", "new"): 0.0}
-    said = {("not a is", False): " old", ("not a is", True): " new"}
-    metrics = evaluate(toy_reader(said, accuracies), Scripted({"a"}), CASES, num_edits=4)["teacher_forced"]
-    assert metrics == {"reliability": 0.375, "generality": 0.0, "generality_novel": 0.0, "locality": 0.25}
+def toy_reader(said):
+    return Reader(ToyLlm(said), PROMPTS_NPD, "after_bos")
 
 
 def test_a_question_is_asked_once_and_an_edited_one_is_another():
@@ -104,18 +44,13 @@ def test_a_question_is_asked_once_and_an_edited_one_is_another():
     assert sorted(reader.llm.asked) == [("a is", False), ("a is", True)]
 
 
-@pytest.mark.parametrize("num_edits", [0, 3, 5, 8, -1])
-def test_groups_that_do_not_come_out_even_are_refused(num_edits):
-    with pytest.raises(ConfigError, match=f"4 cases cannot be taken in groups of {num_edits}; give a divisor"):
-        evaluate(toy_reader({}), Scripted(set()), CASES, num_edits=num_edits)
-
-
-def test_what_the_unedited_llm_says_is_what_it_is_held_to_token_by_token():
-    """Whatever it says: words that no text gives back as the same tokens, or nothing but an end."""
-    llm = tiny_llm()
-    cases = [dataclasses.replace(case, locality_prompt=f"{case.prompt} {row}") for row, case in enumerate(CASES)]
-    metrics = evaluate(Reader(llm, PROMPTS_NPD, "first"), Unedited(cases), cases, num_edits=4)
-    assert metrics["free"]["locality"] == metrics["teacher_forced"]["locality"] == 1.0
+def test_a_reader_that_forgets_asks_again():
+    reader = toy_reader({("a is", False): " red"})
+    assert reader.generate([Ask("a is")]) == ["red"]
+    reader.llm.said[("a is", False)] = " blue"
+    assert reader.generate([Ask("a is")]) == ["red"]
+    reader.clear()
+    assert reader.generate([Ask("a is")]) == ["blue"]
 
 
 def slow_share(llm, text, answer_ids, prefix):

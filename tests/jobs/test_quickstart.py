@@ -10,7 +10,7 @@ import pytest
 
 from jobs.quickstart import MARK_FILE, SIMULTANEOUS, _emptied
 from recipe_ray.errors import OutputError
-from recipe_ray.eval.cases import KINDS
+from recipe_ray.eval.cases import SORTS
 
 JOB = Path(__file__).parents[2] / "jobs" / "quickstart.py"
 
@@ -50,8 +50,8 @@ def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
         assert list(editors) == ["recipe", "unedited", "in_context"]
         for metrics in editors.values():
             assert {mode: list(kinds) for mode, kinds in metrics.items()} == {
-                "free": list(KINDS),
-                "teacher_forced": list(KINDS),
+                "free": list(SORTS),
+                "teacher_forced": list(SORTS),
             }
         assert editors["unedited"]["free"]["locality"] == 1
     assert (report["ingest"]["new"], report["ingest"]["quarantined"]) == (1000, 3)

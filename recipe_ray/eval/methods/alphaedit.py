@@ -44,11 +44,11 @@ PRESETS = {
 def projected(
     residuals_ND: Tensor, keys_NI: Tensor, basis_IR: Tensor, earlier_RR: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """The update R K₁ᵀ P (K_p K_pᵀ P + K₁ K₁ᵀ P + ridge)⁻¹ of section 3.3, [D, I] in float64, and earlier edits' new sum.
+    """The update of section 3.3, [D, I] in float64, and the sum over earlier keys with these in it.
 
-    Solved inside the null space, with P = U Uᵀ: it is R K₁ᵀ U (Uᵀ(K_p K_pᵀ + K₁ K₁ᵀ)U + ridge)⁻¹ Uᵀ, symmetric and of
-    width R, so that what keeps earlier edits is one matrix however many they are. The update of any key in the span of
-    the eigenvectors left out is zero.
+    Δ = R K₁ᵀ P (K_p K_pᵀ P + K₁ K₁ᵀ P + ridge)⁻¹, solved inside the null space: with P = U Uᵀ it is
+    R K₁ᵀ U (Uᵀ(K_p K_pᵀ + K₁ K₁ᵀ)U + ridge)⁻¹ Uᵀ, symmetric and of width R, and what keeps earlier edits is one matrix
+    however many they are. Keys in the span of the eigenvectors left out are not moved at all.
 
     Args:
         residuals_ND: R, what the values still lack.

@@ -1,7 +1,7 @@
 """A gradient as its factors: what went into a projection at each token of an edit, and the loss's gradient behind it.
 
 The gradient of a loss in W of y = W u is Σ δ uᵀ over the tokens, with u the input and δ the gradient in the output
-(Mitchell et al. 2022, arXiv 2110.11309, section 3.1): learned editors of weights work on those vectors.
+(Mitchell et al. 2022, arXiv 2110.11309, section 3): learned editors of weights work on those vectors.
 
 Shape letters: B rows, T tokens, A answer length, N tokens of all edits, G groups of rows, I inner width of the MLP,
 D LLM width, V vocabulary.

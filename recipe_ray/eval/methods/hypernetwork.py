@@ -63,7 +63,7 @@ Args = TypeVar("Args", bound=HypernetworkArgs)
 
 
 class Block(nn.Module):
-    """z + ReLU(s ⊙ (z A B + b) + o), with s and o for each layer its own (MEND, equations 4a and 4b).
+    """z + ReLU(s ⊙ (z A B + b) + o), with s and o for each layer its own (MEND, section 3).
 
     B starts at zero, so the block starts as the identity. `clamp`, unlike `relu`, passes the gradient at 0, where all
     units then stand.

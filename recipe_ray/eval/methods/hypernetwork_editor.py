@@ -60,7 +60,7 @@ class HypernetworkEditor(ShiftEditor):
 
         A step makes a batch's edits, `group_sizes` of them at once, each group apart from the others, and lowers the
         edited LLMs' negative log-likelihood of the targets, after the edits' own prompts and in other words, and their
-        divergence from the unedited LLM behind locality prompts (MEND, equation 5; MALMEN, equation 1).
+        divergence from the unedited LLM behind locality prompts (MEND, section 3; MALMEN has the same).
 
         Args:
             llm: the LLM.
@@ -125,7 +125,7 @@ def _backward(
     """Add a batch's gradients to the hypernetwork's, and say its losses, each a mean over questions.
 
     The gradients go back to the shifts first, some rows of the LLM after others, and from the shifts to the
-    hypernetwork once (MALMEN, section 4: its memory does not grow with the number of edits).
+    hypernetwork once (MALMEN, figure 2), so that memory does not grow with the number of edits.
     """
     num_groups, left_over = divmod(len(examples), group_size)
     if left_over:

@@ -22,19 +22,19 @@ class MalmenArgs(HypernetworkArgs):
 
 PRESETS = {
     "testbed": MalmenArgs(
-        layers=(-3, -2, -1),
+        layers=(-2, -1),
         rank=256,
-        edit_lr=1e-3,
-        edit_lr_rate=1e-4,
+        edit_lr=5e-3,
+        edit_lr_rate=5e-4,
         meta_lr=1e-3,
         edit_weight=1.0,
         max_grad_norm=1.0,
-        num_steps=600,
+        num_steps=150,
         batch_size=32,
         group_sizes=(1, 8, 32),
     ),
     # The authors' setting for GPT-J: the last six layers, rank 1,920, the step size learned from 1e-6, Adam at 1e-5.
-    # They train for the number of edits that is to be made at once, up to 8,192 with caching; here 1,024.
+    # They train for the number of edits that is to be made at once, thousands; here 1,024.
     "7b": MalmenArgs(
         layers=(-6, -5, -4, -3, -2, -1),
         rank=1920,
@@ -53,7 +53,7 @@ PRESETS = {
 class MalmenNetwork(Hypernetwork):
     """S = (KᵀK + λ 1)⁻¹ Kᵀ V with k = u and v = -η ⟨ũ, u⟩ δ̃, the move that MEND's rank-one step gives its own token.
 
-    The paper's section 3, its closed form of the regularised least squares; η and λ are learned, a layer apart.
+    The regularised least squares of Σ ‖S k - v‖² + λ ‖S‖², by the normal equation; η and λ are learned, a layer apart.
     """
 
     def __init__(self, inner_width: int, width: int, args: HypernetworkArgs) -> None:

@@ -1,4 +1,4 @@
-"""MEMIT: many facts written at once, spread over the MLP projections of several layers (Meng et al. 2023, arXiv 2210.07229).
+"""MEMIT: many facts at once, spread over the MLP projections of several layers (Meng et al. 2023, arXiv 2210.07229).
 
 Shape letters: N edits, D LLM width, I width of the MLP inside.
 """
@@ -29,7 +29,7 @@ class MEMITArgs:
     Attributes:
         layers: consecutive ones, first to last, whose projections are edited; values are looked for at the last
             (GPT-J 3 to 8, Llama-2-7B 4 to 8). Negative numbers count from the LLM's last.
-        moment_weight: λ, how much the mean second moment C weighs against the edits' keys (GPT-J and Llama-2-7B 15,000).
+        moment_weight: λ, what the mean second moment C weighs against the edits' keys (GPT-J 15,000).
         value: how values are looked for.
     """
 

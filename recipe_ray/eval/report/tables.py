@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from recipe_ray.eval.cases import SORTS
 from recipe_ray.eval.report.contents import (
     FREE,
     HIGH,
@@ -17,6 +18,7 @@ from recipe_ray.eval.report.contents import (
 )
 
 MISSING = "–"
+UNEDITED = "unedited"
 SHOWN_CHARACTERS = 200  # of a text in an example
 
 
@@ -43,7 +45,9 @@ def all_tables(contents: Contents) -> list[Table]:
     for data in contents.data_sets:
         main = [row for row in contents.rows(data=data) if row["editor"] not in contents.ablations]
         tables += [_quality(data, measure, _of(main, measure)) for measure in MEASURES]
-        tables += [_retrieval(data, _of(contents.rows(data=data), FREE)), _efficiency(data, _of(main, FREE))]
+        tables.append(_kinds(data, _of(main, FREE)))
+        tables += _retrieval(data, _of(contents.rows(data=data), FREE))
+        tables.append(_efficiency(data, _of(main, FREE)))
         if contents.ablations:
             tables.append(_ablations(data, contents))
     tables += [_ability(contents.ability), _failed(contents)]
@@ -64,6 +68,8 @@ def examples(contents: Contents) -> Table:
     shown = []
     for cell in contents.cells:
         row = cell.rows[0]
+        if row["editor"] == UNEDITED:  # every question about an edit would be one
+            continue
         most = max(other["T"] for other in contents.rows(editor=row["editor"], data=row["data"]))
         if row["T"] == most:
             shown += [
@@ -84,12 +90,21 @@ def examples(contents: Contents) -> Table:
 
 
 def _quality(data: str, measure: str, rows: Sequence[Row]) -> Table:
-    kinds = quality_kinds(rows)
+    kinds = [kind for kind in quality_kinds(rows) if kind in SORTS]
     return Table(
         title=f"Quality on {data}: {MEASURES[measure]}",
         note="Mean over n cases, in brackets the 95% interval of a bootstrap over cases.",
         columns=("editor", "T", "mode", *kinds, "n"),
         rows=tuple((*_name(row), *(_with_interval(row, kind) for kind in kinds), _count(row.get("n"))) for row in rows),
+    )
+
+
+def _kinds(data: str, rows: Sequence[Row]) -> Table:
+    kinds = [kind for kind in quality_kinds(rows) if kind not in SORTS]
+    return Table(
+        title=f"Quality on {data} by the data set's own kinds of questions: {MEASURES[FREE]}",
+        columns=("editor", "T", "mode", *kinds),
+        rows=tuple((*_name(row), *(_with_interval(row, kind) for kind in kinds)) for row in rows) if kinds else (),
     )
 
 
@@ -100,19 +115,29 @@ def _ablations(data: str, contents: Contents) -> Table:
     return Table(title=f"Ablations of training on {data}", note=table.note, columns=table.columns, rows=table.rows)
 
 
-def _retrieval(data: str, rows: Sequence[Row]) -> Table:
+def _retrieval(data: str, rows: Sequence[Row]) -> list[Table]:
+    """Over all questions, and by sort of question."""
     names = distinct(name.removesuffix(LOW) for row in rows for name in row if name.endswith(LOW))
     names = [
         name for name in names if name.startswith(RETRIEVAL) and any(number(row, name) is not None for row in rows)
     ]
     found = [row for row in rows if any(number(row, name) is not None for name in names)]
-    return Table(
-        title=f"Retrieval on {data}",
-        note="Apart from generation: whether the right fact is nearest, and whether applying it, or none where none "
-        "answers, is decided rightly.",
-        columns=("editor", "T", "mode", *(name.removeprefix(RETRIEVAL).replace("_", " ") for name in names)),
-        rows=tuple((*_name(row), *(_with_interval(row, name) for name in names)) for row in found),
-    )
+    of_sort = [name for name in names if name.endswith(tuple(f"_{sort}" for sort in SORTS))]
+    titles = {
+        f"Retrieval on {data}": [name for name in names if name not in of_sort],
+        f"Retrieval on {data} by sort of question": of_sort,
+    }
+    return [
+        Table(
+            title=title,
+            note="Apart from generation. Right fact: the right one is nearest, applied or not; right decision: it is "
+            "applied, or none where none answers. False fire: an edit is applied though none answers; missed, wrong "
+            "fact: none, or another, is applied though one answers.",
+            columns=("editor", "T", "mode", *(name.removeprefix(RETRIEVAL).replace("_", " ") for name in shown)),
+            rows=tuple((*_name(row), *(_with_interval(row, name) for name in shown)) for row in found) if shown else (),
+        )
+        for title, shown in titles.items()
+    ]
 
 
 _EFFICIENCY: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -175,7 +200,7 @@ def _with_interval(row: Row, kind: str) -> str:
     value, low, high = number(row, kind), number(row, kind + LOW), number(row, kind + HIGH)
     if value is None:
         return MISSING
-    return f"{value:.3f}" + (f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else "")
+    return f"{value:.3f}" + (f" ({low:.3f}–{high:.3f})" if low is not None and high is not None else "")
 
 
 def _count(value: int | str | None) -> str:

@@ -3,6 +3,7 @@ import torch
 from learned_editors import EDITS, FAMILIES
 from tiny_models import tiny_llm
 
+import recipe_ray.eval.methods.factors as factors_module
 from recipe_ray.eval.methods.factors import AnswerRows, edit_factors, ridge_shift, shifted
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
 
@@ -31,7 +32,8 @@ def test_factors_of_all_tokens_multiply_to_the_gradient_of_the_weights(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tokens", ["all", "answer"])
-def test_an_edit_has_the_same_factors_whatever_stands_beside_it(family, tokens):
+def test_an_edit_has_the_same_factors_whatever_stands_beside_it(family, tokens, monkeypatch):
+    monkeypatch.setattr(factors_module, "BATCH_SIZE", 2)  # so that the third edit comes in another batch
     llm = tiny_llm(family)
     projections = projections_of(llm)
     together = edit_factors(llm, projections, QUESTIONS, answer_end=".", tokens=tokens)

@@ -6,16 +6,20 @@ import pytest
 import torch
 from tiny_models import tiny_llm
 
+from recipe_ray.config import TESTBED
 from recipe_ray.errors import EditorError
+from recipe_ray.eval.evaluation import edit_of
+from recipe_ray.eval.methods import alphaedit, fine_tuning, memit, rome
 from recipe_ray.eval.methods.alphaedit import AlphaEdit, AlphaEditArgs, projected
 from recipe_ray.eval.methods.base import Edit
-from recipe_ray.eval.methods.covariance import RIDGE, Moments, null_space, second_moments
+from recipe_ray.eval.methods.covariance import RIDGE, Moments, null_space, second_moments, testbed_texts
 from recipe_ray.eval.methods.fine_tuning import FT, FTArgs
 from recipe_ray.eval.methods.layers import decoder_layers, mlp_projection, weight_DI
 from recipe_ray.eval.methods.memit import MEMIT, MEMITArgs, least_squares
 from recipe_ray.eval.methods.rome import ROME, ROMEArgs, cholesky, rank_one
 from recipe_ray.eval.methods.values import ValueArgs, mean_keys, outputs_at_subject, sample_prefixes, value_shifts
-from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.eval.testbed import testbed_tuning_cases
+from recipe_ray.model.llm import FrozenLLM, load_llm
 
 FAMILIES = ("llama", "gpt2", "gptj")
 EDITS = [
@@ -60,27 +64,17 @@ def changed(llm, before):
     return {name for name, one in llm.model.named_parameters() if not torch.equal(one, before[name])}
 
 
-@torch.no_grad()
-def target_loss(llm, edit):
-    """-log P of the target, written out for one row."""
-    prompt, answer = llm.tokenize(edit.prompt), llm.tokenize_answer(f" {edit.target}")
-    logits = llm.model(input_ids=torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-    return -logits[range(len(prompt) - 1, len(prompt) + len(answer) - 1), answer].mean().item()
-
-
-def test_every_editor_makes_targets_likelier_and_puts_all_weights_back_to_the_bit(llm, moments):
+def test_every_editor_changes_its_layers_alone_and_puts_all_weights_back_to_the_bit(llm, moments):
     before = parameters(llm)
     ids = torch.tensor([llm.tokenize("Why is this so?")])
     logits = llm.model(input_ids=ids).logits
-    losses = [target_loss(llm, edit) for edit in EDITS]
-    for method in methods(llm, moments):
+    names = {id(one): name for name, one in llm.model.named_parameters()}
+    for method, layers in zip(methods(llm, moments), [(0,), (0, 1), (0, 1), (1,)], strict=True):
         answers = method.reader.generate(method.asks(["Why?"]))
         for _ in range(2):
             method.apply(EDITS)
-            now = [target_loss(llm, edit) for edit in EDITS]  # random weights: how much they fall is chance
-            assert sum(now) < sum(losses), (method.name, losses, now)
             edited = changed(llm, before)
-            assert len(edited) == (2 if method.name in ("MEMIT", "AlphaEdit") else 1)
+            assert edited == {names[id(mlp_projection(llm, layer).weight)] for layer in layers}
             assert method.state_bytes() >= sum(before[name].numel() * 4 for name in edited)
             method.undo()
             assert changed(llm, before) == set()
@@ -89,6 +83,36 @@ def test_every_editor_makes_targets_likelier_and_puts_all_weights_back_to_the_bi
         assert torch.equal(llm.model(input_ids=ids).logits, logits)
         assert not any(one.requires_grad or one.grad is not None for one in llm.model.parameters())
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in llm.model.modules())
+
+
+@pytest.fixture(scope="module")
+def testbed():
+    return load_llm(TESTBED, "cpu")
+
+
+@pytest.fixture(scope="module")
+def testbed_moments(testbed):
+    return second_moments(testbed, testbed_texts(150), [0, 1])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda llm, moments: ROME(llm, rome.PRESETS[TESTBED], moments=moments),
+        lambda llm, moments: MEMIT(llm, memit.PRESETS[TESTBED], moments=moments),
+        lambda llm, moments: AlphaEdit(llm, alphaedit.PRESETS[TESTBED], moments=moments),
+        lambda llm, _: FT(llm, fine_tuning.PRESETS[TESTBED]),
+    ],
+)
+def test_the_testbeds_lm_says_what_it_is_edited_to_and_no_more_after_undo(testbed, testbed_moments, make):
+    method = make(testbed, testbed_moments)
+    cases = testbed_tuning_cases(3)
+    asks = method.asks([case.prompt for case in cases])
+    unedited = method.reader.generate(asks)
+    method.apply([edit_of(case) for case in cases])
+    assert method.reader.generate(asks) == [case.target for case in cases] != unedited
+    method.undo()
+    assert method.reader.generate(asks) == unedited
 
 
 def test_rome_maps_the_key_to_its_value_by_a_change_of_rank_one(llm, moments):
@@ -173,9 +197,12 @@ def test_memit_solves_equation_14():
 
 def test_memit_of_one_layer_and_one_edit_edits_as_rome_does(llm, moments):
     args = MEMITArgs(layers=(0,), moment_weight=1e-9, value=VALUE)
-    rome, memit = ROME(llm, ROMEArgs(layer=0, value=VALUE), moments=moments), MEMIT(llm, args, moments=moments)
+    rank_one_editor, spread_editor = (
+        ROME(llm, ROMEArgs(layer=0, value=VALUE), moments=moments),
+        MEMIT(llm, args, moments=moments),
+    )
     weights = []
-    for method in (rome, memit):
+    for method in (rank_one_editor, spread_editor):
         method.apply(EDITS[:1])
         weights.append(weight_DI(mlp_projection(llm, 0)).clone())
         method.undo()

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from learned_editors import (
@@ -11,18 +13,20 @@ from learned_editors import (
     logits,
     num_hooks,
     parameters,
-    small,
 )
 from tiny_models import tiny_llm
 
 from recipe_ray.errors import EditorError
+from recipe_ray.eval.methods import hypernetwork_editor
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.factors import Factors
 from recipe_ray.eval.methods.hypernetwork import WEIGHTS_FILE
 from recipe_ray.eval.methods.layers import weight_DI
 from recipe_ray.eval.methods.malmen import Malmen, MalmenNetwork
 from recipe_ray.eval.methods.mend import Mend, MendNetwork
-from recipe_ray.eval.methods.ultra_edit import UltraEdit
+from recipe_ray.eval.methods.ultra_edit import PRESETS, UltraEdit
+from recipe_ray.model.llm import load_llm
+from recipe_ray.testbed.world import counterfactual_edits, load_world
 
 
 def equal(left, right):
@@ -170,6 +174,16 @@ def test_training_lowers_its_loss_repeats_itself_and_leaves_the_llm(kind):
     assert losses[2] < losses[0]  # of the same edits, in groups of the same size
 
 
+@pytest.mark.parametrize("group_size", [1, 4])
+def test_rows_that_go_through_the_llm_in_parts_train_alike(group_size, monkeypatch):
+    args = dataclasses.replace(MALMEN_ARGS, num_steps=2, group_sizes=(group_size,))
+    whole = Malmen.train(tiny_llm(), args, Examples()).network.state_dict()
+    monkeypatch.setattr(hypernetwork_editor, "BATCH_SIZE", 3)
+    parts = Malmen.train(tiny_llm(), args, Examples()).network.state_dict()
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [Mend, Malmen])
 def test_a_saved_editor_makes_the_same_edit(kind, tmp_path):
     args = MEND_ARGS if kind is Mend else MALMEN_ARGS
@@ -196,8 +210,7 @@ def test_a_folder_that_holds_no_fitting_hypernetwork_is_refused(tmp_path):
 
 
 def test_batches_that_do_not_fall_into_groups_are_refused():
-    args = small(MEND_ARGS)
-    object.__setattr__(args, "group_sizes", (3,))
+    args = dataclasses.replace(MEND_ARGS, group_sizes=(3,))
     with pytest.raises(EditorError, match="4 edits of a batch do not fall into groups of 3"):
         Mend.train(tiny_llm(), args, Examples())
 
@@ -233,3 +246,17 @@ def test_ultra_edit_solves_the_normal_equations_for_normalised_moves(seen):
         wanted = torch.linalg.solve(gram, u.T @ values).T
         got = (weight_DI(projection) - before[place]).double()
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_ultra_edit_makes_single_edits_of_the_testbed():
+    edits = [
+        Edit(fact_id=str(number), prompt=edit.fact.prompt(0), target=edit.target)
+        for number, edit in enumerate(counterfactual_edits(load_world(), 40, seed=5))
+    ]
+    editor = UltraEdit(load_llm("testbed", "cpu"), PRESETS["testbed"], seen=edits[6:])
+    made = []
+    for edit in edits[:6]:
+        editor.apply([edit])
+        made += editor.reader.generate(editor.asks([edit.prompt]))
+        editor.undo()
+    assert sum(answer == edit.target for answer, edit in zip(made, edits, strict=False)) >= 5

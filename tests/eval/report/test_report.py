@@ -58,26 +58,21 @@ def table(found, title):
     return one
 
 
-def test_a_row_shows_value_and_interval_and_the_kinds_of_a_data_set_stand_behind_their_sort():
+def test_a_row_shows_values_with_intervals_and_a_data_sets_own_kinds_have_a_table_of_their_own():
     kind = "generality/Compositionality_I"
     own = {kind: 0.25, f"{kind}_ci_low": 0.2, f"{kind}_ci_high": 0.3}
-    quality = table(all_tables(contents(cell("recipe", 1000, **own))), "Quality on testbed: free")
-    assert quality.columns == (
-        "editor",
-        "T",
-        "mode",
-        "reliability",
-        "generality",
-        "Compositionality_I",
-        "locality",
-        "n",
-    )
+    found = all_tables(contents(cell("recipe", 1000, **own)))
+    quality = table(found, "Quality on testbed: free")
+    assert quality.columns == ("editor", "T", "mode", "reliability", "generality", "locality", "n")
     assert quality.rows == (
         (
-            *("recipe", "1,000", "lifelong", "0.900 [0.850, 0.950]", "0.800 [0.700, 0.900]", "0.250 [0.200, 0.300]"),
-            *("1.000 [1.000, 1.000]", "50"),
+            *("recipe", "1,000", "lifelong", "0.900 (0.850–0.950)", "0.800 (0.700–0.900)", "1.000 (1.000–1.000)"),
+            "50",
         ),
     )
+    kinds = table(found, "Quality on testbed by the data set's own kinds")
+    assert kinds.columns[3:] == (kind,)
+    assert kinds.rows[0][3:] == ("0.250 (0.200–0.300)",)
 
 
 @pytest.mark.parametrize("missing", [None, float("nan")])
@@ -86,7 +81,7 @@ def test_what_was_not_measured_is_a_dash_and_null_and_a_nought_is_a_nought(missi
         cell("recipe", 1, generality=missing, reliability=0.0), cell("rome", 1), cell("ft", 1, tokens_per_s=missing)
     )
     quality = table(all_tables(of), "Quality on testbed: free")
-    assert [one[4] for one in quality.rows] == [MISSING, "0.800 [0.700, 0.900]", "0.800 [0.700, 0.900]"]
+    assert [one[4] for one in quality.rows] == [MISSING, "0.800 (0.700–0.900)", "0.800 (0.700–0.900)"]
     assert quality.rows[0][3].startswith("0.000 ")
     efficiency = table(all_tables(of), "Efficiency")
     assert efficiency.rows[2][efficiency.columns.index("tokens a s")] == MISSING
@@ -176,7 +171,7 @@ def test_retrieval_is_shown_for_those_who_retrieve():
     found = all_tables(contents(cell("recipe", 1, **RETRIEVAL), cell("rome", 1)))
     retrieval = table(found, "Retrieval")
     assert retrieval.columns[3:] == ("right fact",)
-    assert retrieval.rows == (("recipe", "1", "single", "0.500 [0.400, 0.600]"),)
+    assert retrieval.rows == (("recipe", "1", "single", "0.500 (0.400–0.600)"),)
     assert not [one for one in all_tables(contents(cell("rome", 1))) if one.title.startswith("Retrieval")]
 
 
