@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, get_args
 
-from recipe_ray.errors import ConfigError, EditorError
+from recipe_ray.errors import ConfigError, RecipeError
 from recipe_ray.eval.ability.answering import BATCH_SIZE, EditedModel
 from recipe_ray.eval.ability.choices import CHOICE_STYLES, ChoiceQuestion, ChoiceStyle, write_task
 from recipe_ray.eval.ability.comparison import TaskResult, compared
@@ -117,7 +117,7 @@ def evaluate_ability(
                     after = measured(method)
                 finally:
                     method.undo()
-            except EditorError as error:
+            except RecipeError as error:
                 rows.append({"editor": editor, "T": len(edits), "mode": settings.mode, "failed": str(error)})
                 continue
             seconds = {"seconds_applying": applied - begun, "seconds_asking": time.monotonic() - applied}
