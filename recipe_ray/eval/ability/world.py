@@ -4,7 +4,7 @@ import random
 
 from recipe_ray.eval.ability.choices import ChoiceQuestion
 from recipe_ray.eval.testbed import NUM_REPORTED
-from recipe_ray.testbed.world import Fact, counterfactual_edits, load_world
+from recipe_ray.testbed.world import WorldFact, counterfactual_edits, load_world
 
 NUM_CHOICES = 4
 
@@ -42,5 +42,5 @@ def world_questions(num_questions: int | None = None, *, edited: bool = False, s
     return questions
 
 
-def _place(fact: Fact) -> tuple[str, str]:
+def _place(fact: WorldFact) -> tuple[str, str]:
     return fact.subject, fact.relation.name
