@@ -1,12 +1,12 @@
 """The testbed's questions are answerable, and edits do not touch them."""
 
+from recipe_ray.eval import testbed
 from recipe_ray.eval.ability.world import world_questions
-from recipe_ray.eval.testbed import testbed_cases
 from recipe_ray.testbed.world import load_world
 
 
 def test_the_right_choice_is_the_true_one_and_no_edit_changes_it():
-    edited = {case.prompt for case in testbed_cases()}
+    edited = {case.prompt for case in testbed.testbed_cases()}
     spared, touched = {}, set()
     for fact in load_world().facts:
         prompts = {fact.prompt(number) for number in range(len(fact.relation.phrasings))}
