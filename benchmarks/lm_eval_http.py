@@ -12,35 +12,18 @@ Face models. The last line is one JSON object: both accuracies, and the largest 
 import argparse
 import json
 import os
-import random
 import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
-import lm_eval
-from lm_eval.tasks import TaskManager
-
+from recipe_ray.eval.ability.choices import write_task
+from recipe_ray.eval.ability.harness import VERSION, evaluate_other
+from recipe_ray.eval.ability.world import world_questions
 from recipe_ray.model.hub import model_source
-from recipe_ray.testbed.world import load_world
 
-TASK = """\
-task: testbed_choices
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {data}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{question}}}}"
-doc_to_choice: "{{{{choices}}}}"
-doc_to_target: "{{{{answer}}}}"
-metric_list:
-  - metric: acc
-    aggregation: mean
-    higher_is_better: true
-"""
+TASK = "testbed_choices"
 
 
 def main() -> None:
@@ -53,10 +36,10 @@ def main() -> None:
     parser.add_argument("--num-concurrent", type=int, default=8)
     args = parser.parse_args()
     source = str(model_source(args.tokenizer, "llm"))
-    with tempfile.TemporaryDirectory() as folder:
-        write_task(Path(folder), args.limit)
-        over_http = evaluated(
-            Path(folder),
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_task(folder, TASK, world_questions(args.limit, edited=True), "text")
+        over_http = evaluate_other(
             "local-completions",
             {
                 "model": args.model,
@@ -66,8 +49,12 @@ def main() -> None:
                 "num_concurrent": args.num_concurrent,
                 "max_retries": 3,
             },
+            TASK,
+            folder=folder,
         )
-        in_process = evaluated(Path(folder), "hf", {"pretrained": source, "dtype": "float32", "device": "cpu"})
+        in_process = evaluate_other(
+            "hf", {"pretrained": source, "dtype": "float32", "device": "cpu"}, TASK, folder=folder
+        )
     differences = [
         abs(float(one) - float(other))
         for http_doc, doc in zip(over_http["samples"], in_process["samples"], strict=True)
@@ -80,41 +67,10 @@ def main() -> None:
                 "acc_in_process": in_process["acc"],
                 "largest_difference": max(differences),
                 "num_questions": len(in_process["samples"]),
-                "lm_eval": lm_eval.__version__,
+                "lm_eval": VERSION,
             }
         )
     )
-
-
-def write_task(folder: Path, num_questions: int) -> None:
-    """The task's YAML and its JSON Lines."""
-    rng = random.Random(0)
-    by_relation: dict[str, list[Any]] = {}
-    for fact in load_world().facts:
-        by_relation.setdefault(fact.relation.name, []).append(fact)
-    facts = [fact for of_relation in by_relation.values() if len(of_relation) >= 4 for fact in of_relation]
-    with (folder / "choices.jsonl").open("w") as lines:
-        for fact in rng.sample(facts, min(num_questions, len(facts))):
-            others = sorted({other.answer for other in by_relation[fact.relation.name]} - {fact.answer})
-            choices = [fact.answer, *rng.sample(others, min(3, len(others)))]
-            rng.shuffle(choices)
-            row = {"question": fact.prompt(0), "choices": choices, "answer": choices.index(fact.answer)}
-            lines.write(json.dumps(row) + "\n")
-    (folder / "testbed_choices.yaml").write_text(TASK.format(data=folder / "choices.jsonl"))
-
-
-def evaluated(folder: Path, model: str, model_args: dict[str, Any]) -> dict[str, Any]:
-    """Accuracy and samples of the task by one of the harness's models."""
-    found = lm_eval.simple_evaluate(
-        model=model,
-        model_args=model_args,
-        tasks=["testbed_choices"],
-        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
-        log_samples=True,
-        bootstrap_iters=0,
-    )
-    samples = sorted(found["samples"]["testbed_choices"], key=lambda sample: sample["doc_id"])
-    return {"acc": found["results"]["testbed_choices"]["acc,none"], "samples": samples}
 
 
 def loglikelihoods(sample: dict[str, Any]) -> list[float]:

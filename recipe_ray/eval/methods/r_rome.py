@@ -149,9 +149,10 @@ class PatchReader(Reader):
         with self._patches.applied(self._projection, [ask.fact for ask in asks]):
             return super().complete([Ask(ask.text) for ask in asks], max_new_tokens=max_new_tokens, stop=stop)
 
-    def _token_accuracies(self, pairs: Sequence[tuple[Ask, tuple[int, ...]]]) -> list[float]:
-        with self._patches.applied(self._projection, [ask.fact for ask, _ in pairs]):
-            return super()._token_accuracies([(Ask(ask.text), ids) for ask, ids in pairs])
+    def answer_logits(self, asks: Sequence[Ask], answers: Sequence[tuple[int, ...]]) -> Tensor:
+        """Logits that predict the answers' tokens, each row's through its patch."""
+        with self._patches.applied(self._projection, [ask.fact for ask in asks]):
+            return super().answer_logits([Ask(ask.text) for ask in asks], answers)
 
 
 class RROME:
