@@ -2,12 +2,17 @@ r"""What an ingest costs beside the encoding that it cannot avoid, and what its 
 
     python benchmarks/ingest.py --editor EDITOR                                  # 200,000 facts: the ratio
     python benchmarks/ingest.py --editor EDITOR --num-facts 100000 1000000 --again --delta 0.01 --folder FOLDER
+    python benchmarks/ingest.py --random-encoder 6x384                           # the ratio with a larger encoder
 
 Facts are invented, written as JSON Lines, and ingested into a new table on a Ray cluster of this machine, as
 `jobs/ingest.py` does it. Bare encoding is one process a core over batches of the same facts, tokenised already, before
 and behind each ingest (of `--bare-facts` each): encoder, heads and prompt encoder alone. The last line is one JSON
 object; `ratio` is the ingest's facts a second over the bare ones', of the last size. Memory is the sum over this
 process and all of Ray's (PSS: what processes share is counted once), sampled every ten seconds: looking takes time too.
+
+`--random-encoder` stands for an editor that differs from the testbed's in its encoder alone, of so many layers and so
+wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 that of MiniLM-L6-H384. Weights make
+no difference to the time.
 
 `--again` ingests the same dump once more; `--delta SHARE` one in which that share of the facts has another target, and
 checks the table: counts, contents, and a random sample encoded again.
@@ -31,11 +36,18 @@ from typing import Any
 import numpy as np
 import psutil
 import ray
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from recipe_ray.config import TESTBED
 from recipe_ray.distributed.cluster import connect
 from recipe_ray.distributed.ingest import IngestReport, ingest
 from recipe_ray.distributed.ingest_args import IngestConfig
-from recipe_ray.model.editor import load_editor
+from recipe_ray.model.editor import Editor, load_editor
+from recipe_ray.model.encoder import TextEncoder
+from recipe_ray.model.hub import model_source
+from recipe_ray.model.llm import llm_width
+from recipe_ray.presets import testbed
 from recipe_ray.store.snapshot import read_partition
 from recipe_ray.store.table import FactTable
 from recipe_ray.testbed.million import generate_facts
@@ -75,6 +87,22 @@ def memory_bytes() -> int:
         except psutil.Error:  # it has ended meanwhile
             continue
     return total
+
+
+def save_random_editor(shape: str, folder: Path) -> None:
+    """Write an editor of the testbed's shape but for its encoder, LAYERSxWIDTH, of random weights."""
+    num_layers, width = map(int, shape.split("x"))
+    config, source = testbed().editor, model_source(TESTBED, "encoder")
+    encoder_config = AutoConfig.from_pretrained(
+        source,
+        num_hidden_layers=num_layers,
+        hidden_size=width,
+        num_attention_heads=width // 32,
+        intermediate_size=4 * width,
+    )
+    model = AutoModel.from_config(encoder_config, dtype=torch.float32, add_pooling_layer=False)
+    encoder = TextEncoder(model, AutoTokenizer.from_pretrained(source), config.pooling)
+    Editor(config, encoder, llm_width=llm_width(TESTBED)).save(folder)
 
 
 def bare_facts_per_s(editor: str, facts: Path, num_facts: int) -> float:
@@ -146,7 +174,9 @@ def measured(config: IngestConfig) -> dict[str, Any]:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--editor", required=True, help="directory of a trained editor")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--editor", help="directory of a trained editor")
+    which.add_argument("--random-encoder", metavar="LAYERSxWIDTH", help="instead of a trained editor")
     parser.add_argument("--num-facts", type=int, nargs="+", default=[200_000])
     parser.add_argument("--bare-facts", type=int, default=8192)
     parser.add_argument("--again", action="store_true")
@@ -155,6 +185,9 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.folder or Path(tempfile.mkdtemp(prefix="ingest-"))
     folder.mkdir(parents=True, exist_ok=True)
+    if args.random_encoder:
+        args.editor = str(folder / "editor")
+        save_random_editor(args.random_encoder, Path(args.editor))
     sizes: dict[str, Any] = {}
     for num_facts in args.num_facts:
         dump, table = folder / f"{num_facts}.jsonl", folder / f"table-{num_facts}"
@@ -188,6 +221,7 @@ def main() -> None:
         json.dumps(
             {
                 "ratio": sizes[str(args.num_facts[-1])]["ratio"],
+                "encoder": args.random_encoder or args.editor,
                 "sizes": sizes,
                 "cores": os.cpu_count(),
                 "device": f"CPU ({platform.machine()})",

@@ -1,20 +1,23 @@
-"""The Ray Data stages of an ingest: stage the dump, resolve its buckets, encode and write its units.
+"""The stages of an ingest: stage the dump, resolve its buckets, encode and write its units.
+
+Encoding streams through Ray Data. What it has no part in are plain tasks, whose workers need not import it: they are
+few, give little back, and a pipeline of Ray Data's costs more to set up than they take.
 
 P virtual tokens, D LLM width.
 """
 
 import contextlib
 import functools
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext
 
 from recipe_ray.datasets.dump import read_any
 from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
@@ -45,7 +48,10 @@ if TYPE_CHECKING:
 
 UNIT_BYTES = 64 * 1024 * 1024  # of vectors in a written file: few files, and a task that holds two of them still fits
 UNIT_ROWS = 16_384  # so that a restart loses little and progress shows
+TASKS_PER_CPU = 4  # queued, so that none waits for the driver, and not all of a large dump at once
 Progress = Callable[[int], None]
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +68,7 @@ def hash_dump(files: Sequence[SourceFile]) -> list[bytes]:
     Raises:
         FactError: a file cannot be read.
     """
-    items = [{"number": number, "uri": file.uri} for number, file in enumerate(files)]
-    found = dict(results(items, hash_files))
-    return [found[number] for number in range(len(files))]
+    return [content for _, content in sorted(results(enumerate(files), _hash))]
 
 
 def stage_dump(
@@ -76,9 +80,8 @@ def stage_dump(
         FactError: a file cannot be read to its end.
         OutputError: the table's place cannot be written.
     """
-    items = [{"split": json.dumps(asdict(split))} for split in splits]
     staged = []
-    for split in results(items, stage_splits, options=options, staging=staging, now=now):
+    for split in results(splits, _stage, options=options, staging=staging, now=now):
         staged.append(split)
         progress(1)
     return staged
@@ -92,9 +95,8 @@ def resolve_buckets(
     Raises:
         TableError: a file of the table is missing or damaged.
     """
-    items = [{"bucket": bucket, "groups": _groups_to_json(groups[bucket])} for bucket in groups]
     settings = {"staging": staging, "table_uri": table.uri, "version": table.version, "now": now}
-    return dict(results(items, resolve_some, **settings))
+    return dict(results(groups.items(), _resolve, **settings))
 
 
 def encode_and_write(
@@ -135,24 +137,40 @@ def encode_and_write(
     return files
 
 
-# What the stages run are generators: what goes wrong in a plain function reaches the driver wrapped, without its type.
-Stage = Callable[..., Iterator[pa.Table]]
-
-
-def results(items: list[dict[str, Any]], function: Stage, **settings: Any) -> Iterator[Any]:
-    """Give what a function makes of items, each in a task, in the order in which they end."""
-    with _quiet_data(), user_faults():
-        for row in _tasks(items, function, **settings).iter_rows():
-            yield ray.cloudpickle.loads(row["value"])
+def results(items: Iterable[Item], function: Callable[..., Value], **settings: Any) -> Iterator[Value]:
+    """Give what a function makes of each item, in a task, in the order in which they end."""
+    task = ray.remote(num_cpus=TASK_CPUS)(function)
+    left = iter(items)
+    room = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running = [task.remote(item, **settings) for item in itertools.islice(left, room)]
+    try:
+        with user_faults():
+            while running:
+                (done,), running = ray.wait(running)
+                running += [task.remote(item, **settings) for item in itertools.islice(left, 1)]
+                yield ray.get(done)
+    finally:
+        for unfinished in running:
+            ray.cancel(unfinished)
 
 
 def written_units(
     items: list[dict[str, Any]], staging: Staging, table: FactTable, encoders: Encoders
 ) -> Iterator[dict[str, Any]]:
     """Read, encode and write units, three stages at once; gives the rows of `write_unit`."""
+    from ray.data import ActorPoolStrategy, from_items  # a second and more, which the workers of the tasks do not spend
+
     with _quiet_data(), user_faults():
         written = (
-            _tasks(items, read_units, staging=staging)
+            # One block an item: the items are few and each is much work.
+            from_items(items, override_num_blocks=len(items))
+            .map_batches(
+                read_units,
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=TASK_CPUS,
+                fn_kwargs={"staging": staging},
+            )
             .map_batches(
                 Encoder,
                 batch_size=None,
@@ -184,23 +202,13 @@ def count_contradictions(table: FactTable, files: Sequence[DataFile]) -> int:
     paths: dict[str, list[str]] = {}
     for file in files:
         paths.setdefault(file.partition["namespace"], []).append(file.path)
-    items = [{"namespace": namespace, "paths": paths[namespace]} for namespace in paths]
-    return sum(results(items, count_in_namespaces, table_uri=table.uri, version=table.version))
-
-
-def _tasks(items: list[dict[str, Any]], function: Stage, **settings: Any) -> Any:
-    """One task an item: the items are few and each is much work."""
-    return ray.data.from_items(items, override_num_blocks=max(1, len(items))).map_batches(
-        function, batch_size=None, batch_format="pyarrow", num_cpus=TASK_CPUS, fn_kwargs=settings
-    )
-
-
-def _pickled(values: Sequence[Any]) -> pa.Table:
-    return pa.table({"value": pa.array([ray.cloudpickle.dumps(value) for value in values], pa.large_binary())})
+    return sum(results(paths.items(), _count_contradictions, table_uri=table.uri, version=table.version))
 
 
 @contextlib.contextmanager
 def _quiet_data() -> Iterator[None]:
+    from ray.data import DataContext
+
     context = DataContext.get_current()
     shown = context.enable_progress_bars
     context.enable_progress_bars = False
@@ -210,48 +218,40 @@ def _quiet_data() -> Iterator[None]:
         context.enable_progress_bars = shown
 
 
-def hash_files(files: pa.Table) -> Iterator[pa.Table]:
-    """Hash files, given as rows of number and uri."""
-    yield _pickled([(file["number"], hash_file(file["uri"])) for file in files.to_pylist()])
+def _hash(file: tuple[int, SourceFile]) -> tuple[int, bytes]:
+    number, source = file
+    return number, hash_file(source.uri)
 
 
-def stage_splits(splits: pa.Table, *, options: DumpOptions, staging: Staging, now: datetime) -> Iterator[pa.Table]:
-    """Stage splits; see `Staging.stage`."""
-    found = [Split(**json.loads(row["split"])) for row in splits.to_pylist()]
-    yield _pickled([staging.stage(split, read_any(split, options, now=now)) for split in found])
+def _stage(split: Split, *, options: DumpOptions, staging: Staging, now: datetime) -> StagedSplit:
+    return staging.stage(split, read_any(split, options, now=now))
 
 
-def resolve_some(
-    buckets: pa.Table, *, staging: Staging, table_uri: str, version: int, now: datetime
-) -> Iterator[pa.Table]:
-    """Resolve buckets against a version of the table."""
+def _resolve(
+    bucket: tuple[int, Sequence[RowGroup]], *, staging: Staging, table_uri: str, version: int, now: datetime
+) -> tuple[int, ResolvedBucket]:
+    number, groups = bucket
     table = FactTable.open(table_uri, version)
-    rows_per_unit = _rows_per_unit(table)
-    resolved = []
-    for row in buckets.to_pylist():
-        bucket = row["bucket"]
-        dump, ids = read_bucket(staging, _groups_from_json(row["groups"]))
-        stored = read_events(table, staging.buckets.shard(bucket), ids)
-        resolution = resolve(dump, stored, now_us=microseconds(now))
-        units = cut_units(bucket, dump, resolution, rows_per_unit=rows_per_unit)
-        resolved.append((bucket, ResolvedBucket(counts=resolution.counts, units=units)))
-    yield _pickled(resolved)
+    dump, ids = read_bucket(staging, groups)
+    stored = read_events(table, staging.buckets.shard(number), ids)
+    resolution = resolve(dump, stored, now_us=microseconds(now))
+    units = cut_units(number, dump, resolution, rows_per_unit=_rows_per_unit(table))
+    return number, ResolvedBucket(counts=resolution.counts, units=units)
 
 
-def count_in_namespaces(namespaces: pa.Table, *, table_uri: str, version: int) -> Iterator[pa.Table]:
-    """Count the contradictions that facts of some files are part of, for each namespace."""
+def _count_contradictions(written: tuple[str, Sequence[str]], *, table_uri: str, version: int) -> int:
+    """Of the facts in some files of one namespace."""
+    namespace, paths = written
     table = FactTable.open(table_uri, version)
-    counts = []
-    for row in namespaces.to_pylist():
-        ids: set[str] = set()
-        for path in row["paths"]:
-            for batch in read_batches(table.uri, path, ["fact_id"]):
-                found: list[Any] = batch.column("fact_id").to_pylist()
-                ids.update(found)
-        counts.append(sum(1 for _ in find_contradictions(table, fact_ids={row["namespace"]: ids})))
-    yield _pickled(counts)
+    ids: set[str] = set()
+    for path in paths:
+        for batch in read_batches(table.uri, path, ["fact_id"]):
+            found: list[Any] = batch.column("fact_id").to_pylist()
+            ids.update(found)
+    return sum(1 for _ in find_contradictions(table, fact_ids={namespace: ids}))
 
 
+# What Ray Data runs are generators: what goes wrong in a plain function reaches the driver wrapped, without its type.
 def read_units(units: pa.Table, *, staging: Staging) -> Iterator[pa.Table]:
     """Read the rows of units, one table each; see `read_unit`."""
     for row in units.to_pylist():

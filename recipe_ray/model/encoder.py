@@ -3,9 +3,11 @@
 Shape letters: B texts, T tokens, H encoder width, C width of the pooled vector (H times the parts pooled).
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -33,6 +35,9 @@ class TextEncoder(nn.Module):
         self.model = cast(Any, model)
         self.tokenizer = tokenizer
         self.pooling = tuple(pooling)
+        if backend := getattr(tokenizer, "backend_tokenizer", None):  # its file may say both; all of a text is wanted
+            backend.no_padding()
+            backend.no_truncation()
         if "pooler" in self.pooling and getattr(model, "pooler", None) is None:
             raise ConfigError(f"pooling names 'pooler', but {type(model).__name__} has none; leave it out")
 
@@ -57,20 +62,25 @@ class TextEncoder(nn.Module):
         """Token ids with the encoder's special tokens. Of a text that is too long the end is kept: the question."""
         if not texts:
             return []
-        encoded = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         limit = self.max_tokens
-        return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in cast("list[list[int]]", encoded)]
+        all_ids = self._whole(list(texts))
+        return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in all_ids]
+
+    def _whole(self, texts: list[str]) -> list[list[int]]:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer written in Python
+            return cast("list[list[int]]", self.tokenizer(texts, truncation=False, verbose=False)["input_ids"])
+        # Masks and offsets, which nothing reads, take a quarter of the time of `self.tokenizer`.
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
 
     def pad(self, token_ids: Sequence[Sequence[int]], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both int64 [B, T], on the encoder's device unless another is given."""
-        width = max(map(len, token_ids))
-        ids_BT = torch.full((len(token_ids), width), int(self.model.config.pad_token_id or 0), dtype=torch.long)
-        mask_BT = torch.zeros_like(ids_BT)
-        for row, ids in enumerate(token_ids):
-            ids_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-            mask_BT[row, : len(ids)] = 1
+        lengths_B = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
+        mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
+        ids_BT = np.full(mask_BT.shape, int(self.model.config.pad_token_id or 0))
+        ids_BT[mask_BT] = np.fromiter(itertools.chain.from_iterable(token_ids), np.int64, lengths_B.sum())
         device = device or self.model.device
-        return ids_BT.to(device), mask_BT.to(device)
+        return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT.astype(np.int64)).to(device)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Pooled vectors [B, C] of padded token ids."""

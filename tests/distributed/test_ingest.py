@@ -5,7 +5,6 @@ import gzip
 import itertools
 import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -58,12 +57,11 @@ def targets(table, version=None):
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """Ray Data's place taken by the same stages one after another, to test what the driver makes of them."""
+    """Ray's place taken by the same stages one after another, to test what the driver makes of them."""
 
     def results(items, function, **settings):
         for item in items:
-            for table in function(pa.Table.from_pylist([item]), **settings):
-                yield from map(pickle.loads, table["value"].to_pylist())
+            yield function(item, **settings)
 
     def written_units(items, staging, table, encoders):
         encoder = stages.Encoder(editor=encoders.editor, device=encoders.device, dtype=table.dtype)
@@ -170,6 +168,19 @@ def test_a_dump_without_facts_writes_nothing(tmp_path, config, records, complain
     with pytest.raises(FactError, match=complaint):
         ingest(config(write_dump(tmp_path / "dump.jsonl", *records)))
     assert not (tmp_path / "table").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+def test_each_of_many_items_is_given_to_one_task():
+    def doubled(item, *, by):
+        return item * by
+
+    import ray
+
+    num_items = 3 * stages.TASKS_PER_CPU * int(ray.cluster_resources()["CPU"])
+    assert sorted(stages.results(range(num_items), doubled, by=2)) == list(range(0, 2 * num_items, 2))
+    assert list(stages.results([], doubled, by=2)) == []
 
 
 @pytest.mark.ray

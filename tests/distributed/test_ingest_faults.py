@@ -27,7 +27,7 @@ from recipe_ray.store.table import FactTable
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 NUM_FACTS = 400
-VICTIMS = {"encoder": "MapBatches(Encoder)", "writer": "MapBatches(write_unit)", "stager": "MapBatches(stage_splits)"}
+VICTIMS = {"encoder": "MapBatches(Encoder)", "writer": "MapBatches(write_unit)", "stager": "ray::_stage"}
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 
 

@@ -46,6 +46,14 @@ def test_parts_are_concatenated_in_the_order_they_are_named_with_the_pooler_outp
     torch.testing.assert_close(pooled, torch.cat([hidden.mean(1), pooler, hidden.amax(1)], 1))
 
 
+def test_ids_are_those_of_the_tokenizer_whole_and_unpadded_whatever_its_file_says():
+    tokenizer = byte_tokenizer()
+    expected = [tokenizer(text)["input_ids"] for text in TEXTS]
+    tokenizer.backend_tokenizer.enable_truncation(4)
+    tokenizer.backend_tokenizer.enable_padding(length=40)
+    assert TextEncoder(bert(), tokenizer, PARTS).tokenize(TEXTS) == expected
+
+
 @pytest.mark.parametrize(("model", "num_positions"), [(bert, 64), (roberta, 64 - 3)])
 def test_a_text_longer_than_the_context_keeps_bos_and_its_end(model, num_positions):
     encoder = TextEncoder(model(context=64), byte_tokenizer(), PARTS).eval()
