@@ -9,13 +9,18 @@ export TOKENIZERS_PARALLELISM := false
 # Threads that wait asleep: spinning, two processes on the same cores slow each other down tenfold.
 export OMP_WAIT_POLICY := passive
 
+# Tests without Ray run side by side, a file on one core; a Ray cluster takes all cores, and is there once.
+ALONE := -m "ray and not faults and not browser"
+TOGETHER := -m "not ray and not faults and not browser" --numprocesses logical --maxprocesses 8 --dist loadfile
+
 .PHONY: quickstart test check faults browser format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/quickstart.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest tests -m "not faults and not browser"
+	$(BIN)/python -m pytest tests $(TOGETHER)
+	$(BIN)/python -m pytest tests $(ALONE)
 
 faults: $(STAMP)
 	$(BIN)/python -m pytest tests -m faults
@@ -29,7 +34,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests -m "not ray and not faults and not browser"
+	$(BIN)/python -m pytest tests $(TOGETHER)
 
 format: $(STAMP)
 	$(BIN)/ruff format .

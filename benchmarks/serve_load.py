@@ -5,7 +5,8 @@ r"""A server under load while facts are committed, versions are swapped and proc
 Clients ask two questions a request, about two facts that are always written together, in two parts of the index:
 `source` of both says which write it was. First they ask in peace, for a third of the time; then while both facts are
 put every second, an earlier version is made current every `--swap-s` seconds, and one engine and one index shard are
-killed with SIGKILL. The last line is one JSON object:
+killed with SIGKILL. In between, in peace still, both facts are put `--writes` times and looked up without pause, over
+all ingresses. The last line is one JSON object:
 
 `errors` by status and code (each must say that it may be tried again), `unclear` those that do not, `mixed` answers of
 two versions (must be 0), `p99_ratio` of the second time, less what began within `--kill-window-s` after a kill, to the
@@ -63,6 +64,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=180.0, help="of unrest; a third of that in peace before")
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--swap-s", type=float, default=20.0, help="seconds between two swaps")
+    parser.add_argument("--writes", type=int, default=100, help="whose way to the answers is timed")
+    parser.add_argument("--num-ingresses", type=int, default=2)
     parser.add_argument("--kill-window-s", type=float, default=30.0, help="after a kill, left out of the p99")
     args = parser.parse_args()
     connect(num_cpus=max(4, os.cpu_count() or 1))
@@ -71,7 +74,13 @@ def main() -> None:
             table = str(Path(folder) / "table")
             FactTable.create_or_open(table, load_editor(args.editor, "cpu").identity())
             app = AppArgs(
-                editor=args.editor, table=table, num_engines=2, cpus=0.5, num_index_shards=NUM_SHARDS, max_batch_size=16
+                editor=args.editor,
+                table=table,
+                num_engines=2,
+                cpus=0.5,
+                num_index_shards=NUM_SHARDS,
+                num_ingresses=args.num_ingresses,
+                max_batch_size=16,
             )
             with serving(app, port=0, quiet=True) as url:
                 print(json.dumps(asyncio.run(Load(url, args).run())))
@@ -102,12 +111,13 @@ class Load:
             self.answers.clear()
             await self.ask_for(self.args.seconds / 3)
             peace, self.answers = self.answers, []
+            visible = await self.watch_writes()
             stop = asyncio.Event()
             others = [asyncio.create_task(task(stop)) for task in (self.keep_writing, self.keep_swapping, self.kill)]
             await self.ask_for(self.args.seconds)
             stop.set()
             await asyncio.gather(*others)
-        return self.result(peace, self.answers)
+        return {**self.result(peace, self.answers), **visible}
 
     async def choose(self) -> None:
         """Find two facts in two parts of the index that fire for their own prompts."""
@@ -142,6 +152,44 @@ class Load:
             return
         if response.status_code != 200:
             self.write_errors[str(response.status_code)] += 1
+
+    async def watch_writes(self) -> dict[str, Any]:
+        """Put both facts time after time while they are looked up; how long older ones are still found."""
+        over = asyncio.Event()
+        seen: list[tuple[float, int]] = []  # when a lookup was sent, and which write it found
+
+        async def look() -> None:
+            while not over.is_set():
+                begun = time.perf_counter()
+                response = await self.client.post("/v1/retrieve", json={"query": self.prompts[0]})
+                (fact,) = response.raise_for_status().json()["findings"][0]["facts"]
+                seen.append((begun, int(fact["source"].removeprefix("write "))))
+
+        lookers = [asyncio.create_task(look()) for _ in range(self.args.clients)]
+        answered: list[tuple[float, int]] = []
+        took: list[float] = []
+        for _ in range(self.args.writes):
+            begun = time.perf_counter()
+            await self.write()
+            answered.append((time.perf_counter(), self.num_writes))
+            took.append(answered[-1][0] - begun)
+            await asyncio.sleep(0.5)
+        await asyncio.sleep(2.0)
+        over.set()
+        await asyncio.gather(*lookers)
+        lags = [
+            max((begun - at for begun, found in seen if begun > at and found < number), default=0.0)
+            for at, number in answered
+        ]
+        return {
+            "visible_s": {
+                "p50": float(np.quantile(lags, 0.5)),
+                "p99": float(np.quantile(lags, 0.99)),
+                "max": max(lags),
+            },
+            "put_s": {"p50": float(np.quantile(took, 0.5)), "p99": float(np.quantile(took, 0.99))},
+            "lookups": len(seen),
+        }
 
     async def keep_writing(self, stop: asyncio.Event) -> None:
         """A write a second."""

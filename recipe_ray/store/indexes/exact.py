@@ -79,7 +79,6 @@ class FactIndex:
 
 def inner_products(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Inner product over the last axis, other axes broadcast, each summed in one order whatever the batch."""
-    left, right = np.broadcast_arrays(left, right)
     product: npt.NDArray[np.float32] = np.sum(left * right, axis=-1, dtype=np.float32)
     return product
 
