@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_memories import EDITS, T_PATCHER, TRAINING, llm_of, logits_of
+from memory_edits import EDITS, T_PATCHER, TRAINING, llm_of, logits_of
 
 from recipe_ray.errors import EditorError
 from recipe_ray.eval.cases import Ask

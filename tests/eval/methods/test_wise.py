@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_memories import EDITS, OTHERS, TRAINING, WISE, llm_of, logits_of
+from memory_edits import EDITS, OTHERS, TRAINING, WISE, llm_of, logits_of
 
 from recipe_ray.errors import ConfigError, EditorError
 from recipe_ray.eval.methods.base import Edit
