@@ -16,8 +16,9 @@ from typing import Literal
 from recipe_ray.config import TESTBED
 from recipe_ray.datasets.reading import read_records
 from recipe_ray.distributed.cells import STATE_FOLDER
-from recipe_ray.distributed.evaluate import ABILITY_FOLDER, planned
+from recipe_ray.distributed.evaluate import ABILITY_FOLDER
 from recipe_ray.distributed.evaluate_args import EvaluateArgs
+from recipe_ray.distributed.evaluate_plan import planned
 from recipe_ray.distributed.train_args import DEFAULT_STORAGE
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.ability.answering import BATCH_SIZE
@@ -25,7 +26,8 @@ from recipe_ray.eval.ability.choices import ChoiceStyle, choice_question
 from recipe_ray.eval.ability.run import AbilitySettings, ApplyMode, Row, evaluate_ability
 from recipe_ray.eval.ability.world import world_questions
 from recipe_ray.eval.evaluation import edit_of
-from recipe_ray.eval.methods.registry import Context, build
+from recipe_ray.eval.methods.context import Context
+from recipe_ray.eval.methods.registry import build
 from recipe_ray.model.llm import load_llm
 from recipe_ray.store import files
 

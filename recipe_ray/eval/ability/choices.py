@@ -73,8 +73,8 @@ def choice_question(place: str, values: Mapping[str, Any]) -> ChoiceQuestion:
     if not isinstance(passage, str):
         raise FactError(f"{place}: 'passage' is {passage!r}; give text to read before the question, or leave it out")
     choices = values.get("choices")
-    labels, texts = ((choices.get(key) if isinstance(choices, dict) else None) for key in ("label", "text"))
-    if not (_are_texts(labels) and _are_texts(texts) and len(labels) == len(texts) >= 2):
+    labels, texts = (_texts(choices.get(key) if isinstance(choices, dict) else None) for key in ("label", "text"))
+    if not len(labels) == len(texts) >= 2:
         raise FactError(f"{place}: 'choices' lacks 'label' and 'text', lists of two or more texts and equally long")
     if len(set(labels)) < len(labels):
         raise FactError(f"{place}: 'choices' has a label twice ({', '.join(labels)}); give each choice one of its own")
@@ -82,8 +82,8 @@ def choice_question(place: str, values: Mapping[str, Any]) -> ChoiceQuestion:
         raise FactError(f"{place}: 'answerKey' is {values.get('answerKey')!r}; give one of {', '.join(labels)}")
     return ChoiceQuestion(
         question=question.strip(),
-        choices=tuple(texts),
-        labels=tuple(labels),
+        choices=texts,
+        labels=labels,
         answer=labels.index(values["answerKey"]),
         passage=passage.strip(),
     )
@@ -103,9 +103,9 @@ def write_task(folder: Path, name: str, questions: Iterable[ChoiceQuestion], sty
     (folder / f"{name}.yaml").write_text(_TASK.format(folder=folder, name=name))
 
 
-def _are_texts(values: object) -> bool:
-    return (
-        isinstance(values, Sequence)
-        and not isinstance(values, str)
-        and all(isinstance(one, str) and one.strip() for one in values)
-    )
+def _texts(values: object) -> tuple[str, ...]:
+    """A list of texts; none where it is anything else."""
+    if isinstance(values, Sequence) and not isinstance(values, str):
+        texts = tuple(one for one in values if isinstance(one, str) and one.strip())
+        return texts if len(texts) == len(values) else ()
+    return ()

@@ -21,7 +21,7 @@ MAX_NEW_TOKENS = 256  # where a task does not say: the harness's own default
 _NUM_RESAMPLES = 1000
 
 
-class EditedLM(LM):  # type: ignore[misc]
+class EditedLM(LM):
     """An edited LLM as the harness sees it; it keeps what it answered to each prompt of each task.
 
     Args:

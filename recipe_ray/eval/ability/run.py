@@ -52,9 +52,9 @@ class AbilitySettings:
         for name, value, allowed in (("style", self.style, CHOICE_STYLES), ("mode", self.mode, APPLY_MODES)):
             if value not in allowed:
                 raise ConfigError(f"{name} is {value!r}; give one of {', '.join(allowed)}")
-        for name, value in (("limit", self.limit), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; give 1 or more")
+        for name, number in (("limit", self.limit), ("batch_size", self.batch_size)):
+            if number is not None and number < 1:
+                raise ConfigError(f"{name} is {number}; give 1 or more")
 
 
 def evaluate_ability(

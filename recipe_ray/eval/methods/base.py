@@ -41,12 +41,14 @@ class Method(Protocol):
         changes_llm: whether answers depend on the edits in force beyond what `asks` says, so that they must be made
             before `undo`. A method that acts on what a frozen LLM reads says False, and its asks are answered in
             large batches.
-        reader: the LLM as it answers with the edits in force.
     """
 
     name: str
     changes_llm: bool
-    reader: Reader
+
+    @property
+    def reader(self) -> Reader:
+        """The LLM as it answers with the edits in force."""
 
     def apply(self, edits: Sequence[Edit]) -> None:
         """Add edits to those in force.

@@ -183,7 +183,8 @@ class Grace:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self.codebook = Codebook(*reversed(weight_DI(self._projection).shape), self.llm.device)
+        value_width, key_width = weight_DI(self._projection).shape
+        self.codebook = Codebook(key_width, value_width, self.llm.device)
         self.reader.clear()
 
     def asks(self, prompts: Sequence[str]) -> list[Ask]:

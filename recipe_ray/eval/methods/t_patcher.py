@@ -6,7 +6,7 @@ Shape letters: B edits, A answer tokens, N neurons of one edit, M memories, D LL
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from recipe_ray.model.prefix import PaddedRows
 _ENTRIES = ("mlp.gate_proj", "mlp.fc_in", "mlp.c_fc", "fc1")
 _FINAL_NORMS = ("norm", "ln_f", "final_layer_norm")
 _READ_TOGETHER = 64  # texts of memories in one pass
-_ACTIVATIONS = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": nn.functional.gelu, "relu": nn.functional.relu}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
