@@ -89,15 +89,17 @@ def test_a_threshold_is_where_most_questions_are_decided_right():
     torch.nn.init.normal_(editor.query_head.project.weight)
     fit_threshold(editor, [*BATCH, BATCH[0]])
     keys, _ = editor.encode_facts([one.statement for one in BATCH])
+    asked = [
+        (row if name != "locality_prompt" else None, keys @ editor.encode_queries([getattr(one, name)])[0])
+        for row, one in enumerate(BATCH)
+        for name in ("prompt", "generality_prompt", "locality_prompt")
+    ]
 
     def num_right(threshold):
-        right = 0
-        for row, one in enumerate(BATCH):
-            for name in ("prompt", "generality_prompt"):
-                scores = keys @ editor.encode_queries([getattr(one, name)])[0]
-                right += scores.max() > threshold and scores.argmax() == row
-            right += (keys @ editor.encode_queries([one.locality_prompt])[0]).max() <= threshold
-        return right
+        return sum(
+            scores.max() <= threshold if own is None else scores.max() > threshold and scores.argmax() == own
+            for own, scores in asked
+        )
 
     fitted = editor.threshold.item()
     best = max(num_right(threshold) for threshold in np.linspace(-25, 25, 2001))

@@ -183,9 +183,9 @@ class EditedModel:
         room = llm.max_length - num_new_tokens - (reader.prompts_NPD.shape[1] if frame.fact >= 0 else 0)
         ask = frame.ask(context)
         whole = context
-        while (excess := len(llm.tokenize(ask.text)) - room) > 0:
+        while room < 1 or (excess := len(llm.tokenize(ask.text)) - room) > 0:
             self.truncated.add(whole)
-            if not context:
+            if room < 1 or not context:
                 raise ConfigError(
                     f"LLM {llm.name} reads {llm.max_length} tokens, too few for {num_new_tokens} of an answer behind "
                     "its question; take an LLM with a longer context, or a task with shorter answers"
