@@ -39,7 +39,7 @@ class RROMEArgs:
     Attributes:
         rome: as for ROME; every patch is made for the unedited LLM.
         threshold: cosine of query and statement that a fact must exceed to be applied; it belongs to the encoder, and
-            `choose_threshold` finds it.
+            `in_context.choose_threshold` finds it.
     """
 
     rome: ROMEArgs
@@ -50,39 +50,6 @@ PRESETS = {
     "testbed": RROMEArgs(rome=ROME_PRESETS["testbed"], threshold=0.8),
     "7b": RROMEArgs(rome=ROME_PRESETS["7b"]),
 }
-
-
-def choose_threshold(
-    encode: Encode,
-    edits: Sequence[Edit],
-    related: Sequence[str],
-    unrelated: Sequence[str],
-    *,
-    encode_queries: Encode | None = None,
-) -> float:
-    """The threshold with the most right decisions on tuning data, in the middle between the scores it separates.
-
-    A related question is decided rightly where its own edit is nearest and passes, an unrelated one where none passes.
-
-    Args:
-        encode, encode_queries: as for `RROME`.
-        edits: N edits held at once.
-        related: N questions, each answered by the edit of its place.
-        unrelated: questions that no edit answers.
-    """
-    facts_NH = _unit(encode([edit.statement for edit in edits]))
-    ask = encode_queries or encode
-    related_NN = _unit(ask(related)) @ facts_NH.T
-    own = related_NN.argmax(1) == np.arange(len(edits))
-    scores = np.concatenate([related_NN.max(1), (_unit(ask(unrelated)) @ facts_NH.T).max(1)])
-    # A threshold above a score loses a related question with its own edit nearest, or wins an unrelated one.
-    gain = np.concatenate([np.where(own, -1, 0), np.ones(len(unrelated), np.int64)])
-    order = np.argsort(scores, kind="stable")
-    ends = np.concatenate([[-1.0], scores[order], [1.0]])
-    candidates = (ends[:-1] + ends[1:]) / 2
-    right = np.concatenate([[0], gain[order].cumsum()])
-    apart = np.concatenate([[True], np.diff(scores[order]) > 0, [True]])  # equal scores are decided alike
-    return float(candidates[np.where(apart, right, -len(scores) - 1).argmax()])
 
 
 class Patches:

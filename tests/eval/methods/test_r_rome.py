@@ -11,7 +11,7 @@ from recipe_ray.errors import EditorError
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.covariance import second_moments
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
-from recipe_ray.eval.methods.r_rome import RROME, RROMEArgs, choose_threshold
+from recipe_ray.eval.methods.r_rome import RROME, RROMEArgs
 from recipe_ray.eval.methods.rome import ROME, ROMEArgs
 from recipe_ray.eval.methods.values import ValueArgs
 from recipe_ray.eval.protocol import plain_reader
@@ -119,18 +119,3 @@ def test_an_edit_without_subject_is_refused_and_no_patch_is_kept(llm, moments):
     with pytest.raises(EditorError, match="subject"):
         method.apply([EDITS[0], dataclasses.replace(EDITS[1], subject="")])
     assert method.state_bytes() == 0
-
-
-def test_the_chosen_threshold_has_as_many_right_decisions_as_any():
-    related = ["The capital of Ruritania now is", "The chemical symbol of gold is", "Zzz"]
-    unrelated = ["Why?", "The capital of Gondor is", "abc"]
-    edits = [*EDITS, Edit(fact_id="3", prompt="Zz zz", target="y", subject="Zz")]
-
-    def right(threshold):
-        unit = [vectors / np.linalg.norm(vectors, axis=1, keepdims=True) for vectors in map(encode, (
-            [edit.statement for edit in edits], related, unrelated))]  # fmt: skip
-        near, far = unit[1] @ unit[0].T, unit[2] @ unit[0].T
-        return ((near.argmax(1) == range(3)) & (near.max(1) > threshold)).sum() + (far.max(1) <= threshold).sum()
-
-    chosen = choose_threshold(encode, edits, related, unrelated)
-    assert right(chosen) == max(right(threshold) for threshold in np.linspace(-1, 1, 2001))
