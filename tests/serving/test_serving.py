@@ -111,6 +111,7 @@ def test_many_puts_at_once_are_few_versions(client):
     with ThreadPoolExecutor(40) as pool:
         versions = list(pool.map(put, range(80)))
     assert max(versions) - before < 40, "every put became a commit of its own"
+    assert client.get("/v1/facts/many-0", params={"min_snapshot": max(versions)}).status_code == 200
     page = client.get("/v1/facts", params={"limit": 1000}).json()
     assert sum(fact["id"].startswith("many-") for fact in page["facts"]) == 80
 
