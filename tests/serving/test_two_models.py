@@ -8,6 +8,7 @@ import sys
 import httpx
 import pytest
 
+from serving.keys import PREFIX
 from serving.local import serving
 from serving.settings import AppArgs
 
@@ -32,7 +33,7 @@ def keys(tmp_path_factory):
             text=True,
             check=True,
         )
-        secrets[name] = next(word for word in done.stdout.split() if word.startswith("rr-"))
+        secrets[name] = next(word for word in done.stdout.split() if word.startswith(PREFIX))
     return str(path), secrets
 
 
@@ -82,7 +83,7 @@ def test_each_model_has_its_own_facts(ask):
 def test_keys_open_what_they_are_for_and_nothing_else(ask):
     question = {"prompt": "x", "max_tokens": 2}
     assert code(ask("POST", "/v1/completions", json=question)) == (401, "missing_api_key")
-    assert code(ask("POST", "/v1/completions", "rr-wrong", json=question)) == (401, "invalid_api_key")
+    assert code(ask("POST", "/v1/completions", f"{PREFIX}wrong", json=question)) == (401, "invalid_api_key")
     assert code(ask("PUT", "/v1/facts", "reader", json={"facts": [FACT]})) == (403, "insufficient_scope")
     river = {"recipe": {"namespace": "news"}, **question}
     assert code(ask("POST", "/v1/completions", "reader", json=river)) == (404, "namespace_not_found")
