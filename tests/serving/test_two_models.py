@@ -88,7 +88,7 @@ def test_keys_open_what_they_are_for_and_nothing_else(ask):
     river = {"recipe": {"namespace": "news"}, **question}
     assert code(ask("POST", "/v1/completions", "reader", json=river)) == (404, "namespace_not_found")
     assert ask("POST", "/v1/completions", "writer", json=river)[0] == 200
-    assert code(ask("GET", "/v1/facts/river", "reader", params={"namespace": "news"})) == (404, "namespace_not_found")
+    assert code(ask("GET", "/v1/facts/river", "reader", params={"namespace": "news"})) == (404, "fact_not_found")
     status, listed = ask("GET", "/v1/models", "one-model")
     assert (status, [model["id"] for model in listed["data"]]) == (200, ["second"])
     other = {"model": "first", **question}
