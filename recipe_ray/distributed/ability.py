@@ -15,7 +15,6 @@ from typing import Literal
 
 from recipe_ray.config import TESTBED
 from recipe_ray.datasets.reading import read_records
-from recipe_ray.distributed.cells import STATE_FOLDER
 from recipe_ray.distributed.evaluate import ABILITY_FOLDER
 from recipe_ray.distributed.evaluate_args import EvaluateArgs
 from recipe_ray.distributed.evaluate_plan import planned
@@ -26,7 +25,6 @@ from recipe_ray.eval.ability.choices import ChoiceStyle, choice_question
 from recipe_ray.eval.ability.run import AbilitySettings, ApplyMode, Row, evaluate_ability
 from recipe_ray.eval.ability.world import world_questions
 from recipe_ray.eval.evaluation import edit_of
-from recipe_ray.eval.methods.context import Context
 from recipe_ray.eval.methods.registry import build
 from recipe_ray.model.llm import load_llm
 from recipe_ray.store import files
@@ -162,19 +160,7 @@ def measure_ability(args: AbilityArgs, *, progress: Callable[[str], None]) -> Ab
     cases = of_data.cases[: args.num_edits]
     setup = plan.setup
     llm = load_llm(args.llm, args.device)
-    context = Context(
-        llm=llm,
-        cases=cases,
-        preset=setup.preset,
-        device=setup.device,
-        seed=setup.seed,
-        state=files.join(setup.folder, STATE_FOLDER),
-        editor=None if setup.editor is None else files.localize(setup.editor),
-        encoder=setup.encoder,
-        training=setup.training,
-        batches=setup.batches,
-        tuning=setup.tuning,
-    )
+    context = setup.context(llm, cases, editor=setup.editor)
     rows = evaluate_ability(
         llm,
         {name: partial(build, name, context) for name in args.methods},

@@ -95,6 +95,28 @@ class Setup:
     made_by: Mapping[str, str | None]
     hardware: Callable[[], Mapping[str, str]]
 
+    def context(self, llm: FrozenLLM, cases: Sequence[EvalCase], *, editor: str | None) -> Context:
+        """What editors are made from, with RECIPE's of this directory.
+
+        Args:
+            llm: the frozen LLM, loaded.
+            cases: those that will be asked about.
+            editor: where a trained editor lies.
+        """
+        return Context(
+            llm=llm,
+            cases=cases,
+            preset=self.preset,
+            device=self.device,
+            seed=self.seed,
+            state=files.join(self.folder, STATE_FOLDER),
+            editor=None if editor is None else files.localize(editor),
+            encoder=self.encoder,
+            training=self.training,
+            batches=self.batches,
+            tuning=self.tuning,
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -169,23 +191,9 @@ class CellRunner:
         """The editor, kept for the next cell of the same editor and data set."""
         if self._method is None or self._method[0] != (cell.editor, cell.data):
             self._method = None  # first let go of what the last one holds
-            setup = self._setup
-            folder = setup.ablations.get(cell.editor, setup.editor)
-            context = Context(
-                llm=llm,
-                cases=cases,
-                preset=setup.preset,
-                device=setup.device,
-                seed=setup.seed,
-                state=files.join(setup.folder, STATE_FOLDER),
-                editor=None if folder is None else files.localize(folder),
-                encoder=setup.encoder,
-                training=setup.training,
-                batches=setup.batches,
-                tuning=setup.tuning,
-            )
-            name = "recipe" if cell.editor in setup.ablations else cell.editor
-            self._method = ((cell.editor, cell.data), build(name, context))
+            ablation = self._setup.ablations.get(cell.editor)
+            context = self._setup.context(llm, cases, editor=ablation or self._setup.editor)
+            self._method = ((cell.editor, cell.data), build("recipe" if ablation else cell.editor, context))
         return self._method[1]
 
 

@@ -88,7 +88,7 @@ def planned(args: EvaluateArgs) -> Plan:
         local = files.localize(editor)
         fingerprints["recipe"] = read_fingerprint(local)
         encoder = args.encoder or read_config(local).encoder
-    data = {one.name: one for one in map(_data_set, _by_name(args.data), [args.seed] * len(args.data))}
+    data = {name: _data_set(name, source, args.seed) for name, source in _by_name(args.data)}
     needs = frozenset(need for name in args.compared() for need in METHODS[name].needs)
     tuning = _tuning(args) if "tuning" in needs else ()
     training, batches, training_digest = _training(args) if "training" in needs else ((), None, "")
@@ -189,8 +189,7 @@ def _short(source: str) -> str:
     return f"{form}{colon}{path.rstrip('/').rpartition('/')[2]}"
 
 
-def _data_set(named: tuple[str, str], seed: int) -> DataSet:
-    name, source = named
+def _data_set(name: str, source: str, seed: int) -> DataSet:
     if source == TESTBED:
         return DataSet(name=name, cases=testbed_cases(seed=seed))
     read = read_source(source)

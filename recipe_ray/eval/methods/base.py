@@ -70,6 +70,12 @@ class Method(Protocol):
         """What the edits in force keep beyond the unedited LLM: changed weights count, copies for `undo` do not."""
 
 
+def latest(edits: Sequence[Edit]) -> list[Edit]:
+    """The edits without those that a later one of the same fact replaces, in the order of what is left."""
+    last = {edit.fact_id: place for place, edit in enumerate(edits)}
+    return [edit for place, edit in enumerate(edits) if last[edit.fact_id] == place]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """What a method that retrieves found for B prompts.

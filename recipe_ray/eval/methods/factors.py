@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from recipe_ray.eval.methods.answers import answer_ids
 from recipe_ray.eval.methods.layers import hooked
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.losses import answer_nll
@@ -57,7 +58,7 @@ class AnswerRows:
     @classmethod
     def make(cls, llm: FrozenLLM, questions: Sequence[tuple[str, str]], *, answer_end: str) -> "AnswerRows":
         """Rows for pairs of prompt and answer; `answer_end` follows every answer."""
-        answers = [llm.tokenize_answer(f" {answer}{answer_end}") for _, answer in questions]
+        answers = [answer_ids(llm, answer, answer_end) for _, answer in questions]
         width = max(map(len, answers))
         return cls(
             rows=llm.pad(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
+from recipe_ray.eval.methods.base import Edit, latest
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
-from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses, latest
+from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses
 from recipe_ray.model.llm import FrozenLLM
 
 # Keys nearer than this are one key: the same prompt read in another batch. A split would leave both without a radius.

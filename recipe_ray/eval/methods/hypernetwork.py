@@ -59,9 +59,6 @@ class HypernetworkArgs:
     answer_end: str = "."
 
 
-Args = TypeVar("Args", bound=HypernetworkArgs)
-
-
 class Block(nn.Module):
     """z + ReLU(s ⊙ (z A B + b) + o), with s and o for each layer its own (MEND, section 3).
 
@@ -142,13 +139,13 @@ def save_hypernetwork(hypernetwork: Hypernetwork, args: HypernetworkArgs, folder
 
 
 def load_hypernetwork(
-    folder: Path, network_class: type[Network], args_class: type[Args], *, shape: tuple[int, int]
-) -> tuple[Network, Args]:
+    folder: Path, network_class: type[Network], *, shape: tuple[int, int]
+) -> tuple[Network, HypernetworkArgs]:
     """Read what `save_hypernetwork` wrote.
 
     Args:
         folder: where.
-        network_class, args_class: of the method.
+        network_class: of the method.
         shape: I and D of the LLM that is to be edited.
 
     Raises:
@@ -157,7 +154,7 @@ def load_hypernetwork(
     try:
         stored: dict[str, Any] = json.loads((folder / ARGS_FILE).read_text())
         fields: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in stored.items()}
-        args = args_class(**fields)
+        args = HypernetworkArgs(**fields)
         network = network_class(*shape, args)
         state = load_file(folder / WEIGHTS_FILE)
     except (OSError, ValueError, TypeError, SafetensorError) as error:

@@ -37,7 +37,6 @@ class HypernetworkEditor(ShiftEditor):
         EditorError: the LLM has no such layer, or is of a family whose MLP is not known.
     """
 
-    args_class: ClassVar[type[HypernetworkArgs]]
     network_class: ClassVar[type[Hypernetwork]]
     tokens: ClassVar[TokenChoice]
 
@@ -99,7 +98,7 @@ class HypernetworkEditor(ShiftEditor):
             EditorError: not there, unreadable, or trained for an LLM of another shape.
         """
         # The layers are the saved arguments'; every layer's projection has the last one's shape.
-        network, args = load_hypernetwork(folder, cls.network_class, cls.args_class, shape=_shape(llm, -1))
+        network, args = load_hypernetwork(folder, cls.network_class, shape=_shape(llm, -1))
         return cls(llm, args, network=network)
 
     def save(self, folder: Path) -> None:

@@ -1,29 +1,18 @@
 """What editors have in common that change weights of the LLM itself."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from torch import nn
 
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
+from recipe_ray.eval.methods.base import Edit, latest
 from recipe_ray.eval.methods.layers import SavedWeights
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.model.llm import FrozenLLM
 
 
-def answer_ids(llm: FrozenLLM, target: str, end: str) -> list[int]:
-    """Tokens of a target as it continues its prompt, then of the text that ends it, never merged with the target's."""
-    ids = llm.tokenize_answer(f" {target}")
-    ended = llm.tokenize_answer(f" {target}{end}")
-    return ended if ended[: len(ids)] == ids else ids + llm.tokenize_answer(end)
-
-
-def latest(edits: Sequence[Edit]) -> list[Edit]:
-    """The last edit of every fact, in the order of their first."""
-    return list({edit.fact_id: edit for edit in edits}.values())
-
-
-class InPlace:
+class InPlace(ABC):
     """A method that changes weights; what it changes is in `_edit`.
 
     Args:
@@ -60,5 +49,6 @@ class InPlace:
         """Size of the weights that were changed."""
         return self._saved.changed_bytes()
 
+    @abstractmethod
     def _edit(self, edits: Sequence[Edit]) -> None:
-        raise NotImplementedError
+        """Make edits of as many facts; none are made where one cannot be."""

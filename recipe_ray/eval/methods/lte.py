@@ -22,8 +22,8 @@ from torch import Tensor
 
 from recipe_ray.errors import EditorError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, Found
-from recipe_ray.eval.methods.in_place import answer_ids
+from recipe_ray.eval.methods.answers import answer_ids
+from recipe_ray.eval.methods.base import Edit, Found, latest
 from recipe_ray.eval.methods.retrieving import Encode
 from recipe_ray.eval.methods.supervised import Row, SupervisedArgs, changed_copy, fine_tune
 from recipe_ray.eval.protocol import MAX_NEW_TOKENS, STOP, plain_reader
@@ -214,8 +214,8 @@ class LTE:
 
     def apply(self, edits: Sequence[Edit]) -> None:
         """Store statements and their embeddings."""
-        latest = list({edit.fact_id: edit for edit in edits}.values())
-        for edit, key_H in zip(latest, self._encode([edit.statement for edit in latest]), strict=True):
+        edits = latest(edits)
+        for edit, key_H in zip(edits, self._encode([edit.statement for edit in edits]), strict=True):
             self._facts[edit.fact_id] = (edit, key_H)
         self._keys_FH = None
 

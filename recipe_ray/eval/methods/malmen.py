@@ -5,8 +5,6 @@ Tan, Zhang and Fu, "Massive Editing for Large Language Models via Meta Learning"
 Shape letters: N tokens of all edits made at once, I inner width of the MLP, D LLM width, L layers.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -14,14 +12,8 @@ from recipe_ray.eval.methods.factors import ridge_shift
 from recipe_ray.eval.methods.hypernetwork import Hypernetwork, HypernetworkArgs
 from recipe_ray.eval.methods.hypernetwork_editor import HypernetworkEditor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MalmenArgs(HypernetworkArgs):
-    """As `HypernetworkArgs`; the paper's values are those of the preset `7b`."""
-
-
 PRESETS = {
-    "testbed": MalmenArgs(
+    "testbed": HypernetworkArgs(
         layers=(-2, -1),
         rank=256,
         edit_lr=2e-2,
@@ -35,7 +27,7 @@ PRESETS = {
     ),
     # The authors' setting for GPT-J: the last six layers, rank 1,920, the step size learned from 1e-6, Adam at 1e-5.
     # They train for the number of edits that is to be made at once, thousands; here 1,024.
-    "7b": MalmenArgs(
+    "7b": HypernetworkArgs(
         layers=(-6, -5, -4, -3, -2, -1),
         rank=1920,
         edit_lr=1e-6,
@@ -71,6 +63,5 @@ class Malmen(HypernetworkEditor):
     """MALMEN: one call of `apply` is one batch, whose shifts least squares reconciles; calls add up."""
 
     name = "MALMEN"
-    args_class = MalmenArgs
     network_class = MalmenNetwork
     tokens = "answer"

@@ -3,6 +3,7 @@
 Shape letters: N edits, D LLM width, I width of the MLP inside.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -82,9 +83,9 @@ class Spread(InPlace):
         self._value = value
         self._prefixes = sample_prefixes(llm, value.prefix_lengths, seed=seed)
 
+    @abstractmethod
     def _update(self, layer: int, residuals_ND: Tensor, keys_NI: Tensor) -> Tensor:
         """The update [D, I] of one layer's projection."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def _edit(self, edits: Sequence[Edit]) -> None:

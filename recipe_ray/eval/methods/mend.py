@@ -5,21 +5,13 @@ Mitchell et al., "Fast Model Editing at Scale", ICLR 2022, arXiv 2110.11309.
 Shape letters: N tokens of all edits made at once, I inner width of the MLP, D LLM width.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from recipe_ray.eval.methods.hypernetwork import Hypernetwork, HypernetworkArgs
 from recipe_ray.eval.methods.hypernetwork_editor import HypernetworkEditor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MendArgs(HypernetworkArgs):
-    """As `HypernetworkArgs`; the paper's values are those of the preset `7b`."""
-
-
 PRESETS = {
-    "testbed": MendArgs(
+    "testbed": HypernetworkArgs(
         layers=(-2, -1),
         rank=256,
         edit_lr=1e-3,
@@ -34,7 +26,7 @@ PRESETS = {
     # The authors' setting, as EasyEdit gives it for GPT-J: the last three layers, rank 1,920, c_edit 0.1, a step size
     # learned from 1e-4 at 1e-4, Adam at 1e-6, gradients over ten single edits. They edit both matrices of an MLP, we
     # the second alone, as all methods here.
-    "7b": MendArgs(
+    "7b": HypernetworkArgs(
         layers=(-3, -2, -1),
         rank=1920,
         edit_lr=1e-4,
@@ -61,6 +53,5 @@ class Mend(HypernetworkEditor):
     """MEND. Later edits take the gradient of the LLM that the earlier ones left."""
 
     name = "MEND"
-    args_class = MendArgs
     network_class = MendNetwork
     tokens = "all"

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from recipe_ray.eval.cases import Ask
+from recipe_ray.eval.methods.answers import answer_ids
 from recipe_ray.eval.methods.base import Edit
-from recipe_ray.eval.protocol import STOP, Reader
+from recipe_ray.eval.protocol import Reader
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.prefix import PaddedRows
 
@@ -127,20 +128,3 @@ class EditRows:
             logits_BAV.float().transpose(1, 2), self.labels_BA, ignore_index=_IGNORED, reduction="none"
         )
         return token_losses_BA.sum(1) / (self.labels_BA != _IGNORED).sum(1)
-
-
-def answer_ids(llm: FrozenLLM, target: str) -> list[int]:
-    """Tokens of a target as it continues its prompt, and of the full stop that ends it: edits are learnt with both.
-
-    The papers learn the target alone; whether the edited LLM then stops is chance, and free generation counts it.
-    """
-    ids = llm.tokenize_answer(f" {target}")
-    ended = llm.tokenize_answer(f" {target}{STOP}")
-    # Where the stop merges with the target's last letters, the target's own tokens go before: they are what is scored.
-    return ended if ended[: len(ids)] == ids else ids + llm.tokenize_answer(STOP)
-
-
-def latest(edits: Sequence[Edit]) -> list[Edit]:
-    """The edits without those that a later one of the same fact replaces, in the order of what is left."""
-    last = {edit.fact_id: place for place, edit in enumerate(edits)}
-    return [edit for place, edit in enumerate(edits) if last[edit.fact_id] == place]

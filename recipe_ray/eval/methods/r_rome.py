@@ -19,9 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, Found
+from recipe_ray.eval.methods.base import Edit, Found, latest
 from recipe_ray.eval.methods.covariance import Moments
-from recipe_ray.eval.methods.in_place import latest
 from recipe_ray.eval.methods.layers import hooked, mlp_projection
 from recipe_ray.eval.methods.rome import PRESETS as ROME_PRESETS
 from recipe_ray.eval.methods.rome import ROMEArgs, cholesky, rank_one
@@ -132,7 +131,6 @@ class RROME:
         args: how.
         moments: C at the layer of `args.rome`.
         encode: texts to vectors [N, H], of a sentence encoder.
-        encode_queries: the same of queries, where a retriever has another encoder for them than for statements.
         seed: of the contexts' prefixes.
 
     Raises:
@@ -149,13 +147,11 @@ class RROME:
         *,
         moments: Moments,
         encode: Encode,
-        encode_queries: Encode | None = None,
         seed: int = 0,
     ) -> None:
         self.llm = llm
         self.args = args
         self._encode = encode
-        self._encode_queries = encode_queries or encode
         self._projection = mlp_projection(llm, args.rome.layer)
         self._factor_II = cholesky(moments.of(llm, args.rome.layer))
         self._prefixes = sample_prefixes(llm, args.rome.value.prefix_lengths, seed=seed)
@@ -192,7 +188,7 @@ class RROME:
                 score_B=np.full(len(prompts), -np.inf, np.float32),
                 threshold_B=threshold_B,
             )
-        scores_BN = _unit(self._encode_queries(prompts)) @ np.stack([fact_H for _, fact_H in self._in_force.values()]).T
+        scores_BN = _unit(self._encode(prompts)) @ np.stack([fact_H for _, fact_H in self._in_force.values()]).T
         fact_ids = list(self._in_force)
         score_B = scores_BN.max(1)
         return Found(

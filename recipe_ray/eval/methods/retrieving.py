@@ -6,6 +6,7 @@ or the words of its statement.
 Shape letters: B prompts, F facts, K key width, P virtual tokens, D LLM width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -94,7 +95,7 @@ class SentenceEncoding:
         return np.full(len(queries_BK), self.threshold, np.float32)
 
 
-class HoldingMethod:
+class HoldingMethod(ABC):
     """Holds edits and puts one of them, or none, before each question; which one is a subclass's affair.
 
     Args:
@@ -128,9 +129,9 @@ class HoldingMethod:
         """Forget all edits."""
         self.held.clear()
 
+    @abstractmethod
     def rows(self, prompts: Sequence[str]) -> list[int]:
         """For each prompt the row of `held` that is applied, NO_FACT for none."""
-        raise NotImplementedError
 
     def asks(self, prompts: Sequence[str]) -> list[Ask]:
         """Each question behind what was retrieved for it, or alone."""

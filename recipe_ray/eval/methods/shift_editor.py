@@ -3,22 +3,20 @@
 Shape letters: I inner width of the MLP, D LLM width.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.methods.base import Edit
 from recipe_ray.eval.methods.factors import Factors, TokenChoice, edit_factors
-from recipe_ray.eval.methods.layers import SavedWeights, mlp_projection, weight_DI
-from recipe_ray.eval.protocol import Reader
+from recipe_ray.eval.methods.in_place import InPlace
+from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
 from recipe_ray.model.llm import FrozenLLM
 
 
-class ShiftEditor(ABC):
+class ShiftEditor(InPlace):
     """An editor that adds a shift to the MLP projections of some layers, all edits of a call at once.
 
     Args:
@@ -32,15 +30,12 @@ class ShiftEditor(ABC):
     """
 
     name: str
-    changes_llm = True
 
     def __init__(self, llm: FrozenLLM, layers: Sequence[int], *, answer_end: str, tokens: TokenChoice) -> None:
-        self.llm = llm
         self.projections = tuple(mlp_projection(llm, layer) for layer in layers)
+        super().__init__(llm, self.projections)
         self._answer_end = answer_end
         self._tokens: TokenChoice = tokens
-        self._saved = SavedWeights(self.projections)
-        self.reader = self._new_reader()
 
     @abstractmethod
     def shifts(self, factors: Factors) -> list[Tensor]:
@@ -56,30 +51,12 @@ class ShiftEditor(ABC):
             tokens=self._tokens,
         )
 
-    def apply(self, edits: Sequence[Edit]) -> None:
-        """Shift the weights once for all edits of the call; of two of one fact_id the later counts."""
-        edits = list({edit.fact_id: edit for edit in edits}.values())
+    @torch.no_grad()
+    def _edit(self, edits: Sequence[Edit]) -> None:
         if not edits:
             return
-        with torch.no_grad():
-            for projection, shift_ID in zip(self.projections, self.shifts(self.factors(edits)), strict=True):
-                weight = weight_DI(projection)
-                weight.add_(shift_ID.T.to(weight.dtype))
-        self.reader = self._new_reader()
-
-    def undo(self) -> None:
-        """Put the weights back, to the bit."""
-        self._saved.restore()
-        self.reader = self._new_reader()
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts themselves."""
-        return [Ask(prompt) for prompt in prompts]
-
-    def state_bytes(self) -> int:
-        """Size of the changed weights."""
-        return self._saved.changed_bytes()
-
-    def _new_reader(self) -> Reader:
-        """A reader that remembers no answer of other weights."""
-        return Reader(self.llm, np.zeros((0, 0, self.llm.width), np.float32), "first")
+        with torch.enable_grad():
+            factors = self.factors(edits)
+        for projection, shift_ID in zip(self.projections, self.shifts(factors), strict=True):
+            weight = weight_DI(projection)
+            weight.add_(shift_ID.T.to(weight.dtype))

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError, EditorError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
+from recipe_ray.eval.methods.base import Edit, latest
 from recipe_ray.eval.methods.layers import decoder_layers, mlp_projection
-from recipe_ray.eval.methods.passes import EditRows, latest
+from recipe_ray.eval.methods.passes import EditRows
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.examples import EditRecord
 from recipe_ray.model.llm import FrozenLLM

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from recipe_ray.eval.methods.answers import answer_ids
 from recipe_ray.eval.methods.base import Edit
-from recipe_ray.eval.methods.in_place import answer_ids
 from recipe_ray.eval.methods.layers import hooked, inputs_of, last_subject_token
 from recipe_ray.eval.protocol import STOP
 from recipe_ray.model.llm import FrozenLLM

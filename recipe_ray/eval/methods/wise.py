@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError, EditorError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
+from recipe_ray.eval.methods.base import Edit, latest
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
-from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses, latest
+from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses
 from recipe_ray.examples import EditRecord
 from recipe_ray.model.llm import FrozenLLM
 

@@ -8,7 +8,7 @@ import torch
 from memory_edits import EDITS, FAMILIES, GRACE, OTHERS, T_PATCHER, TRAINING, WISE, llm_of, logits_of, small_world
 
 from recipe_ray.eval.methods import grace, t_patcher, wise
-from recipe_ray.eval.methods.passes import answer_ids
+from recipe_ray.eval.methods.answers import answer_ids
 from recipe_ray.eval.protocol import plain_reader
 
 METHODS = {

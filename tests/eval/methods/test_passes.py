@@ -6,8 +6,9 @@ import torch
 from tiny_models import tiny_llm
 
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
-from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses, answer_ids, latest
+from recipe_ray.eval.methods.answers import answer_ids
+from recipe_ray.eval.methods.base import Edit, latest
+from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses
 
 FAMILIES = ("llama", "gpt2", "gptj")
 PROMPTS = ["The capital of Ruritania is", "Why?", "x"]

@@ -8,7 +8,8 @@ from memory_edits import EDITS, T_PATCHER, TRAINING, llm_of, logits_of
 
 from recipe_ray.errors import EditorError
 from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.passes import EditRows, answer_ids
+from recipe_ray.eval.methods.answers import answer_ids
+from recipe_ray.eval.methods.passes import EditRows
 from recipe_ray.eval.methods.t_patcher import TPatcher
 
 
