@@ -120,7 +120,8 @@ def planned(args: EvaluateArgs) -> Plan:
         for name in (*args.compared(), *ablations):
             own = {"editor": fingerprints[name]} if name in ablations else {}
             made_from = own or {need: of_need[need] for need in sorted(METHODS[name].needs)}
-            for num_edits, mode in _settings(args, one):
+            hyperparameters = repr(METHODS[name].presets.get(preset)) if name in METHODS else ""
+            for num_edits, mode in _settings(args, one, name):
                 if one.reason is not None:
                     failed.append(
                         FailedCell(editor=name, data=one.name, num_edits=num_edits, mode=mode, reason=one.reason)
@@ -135,6 +136,7 @@ def planned(args: EvaluateArgs) -> Plan:
                     "llm": args.llm,
                     "device": args.device,
                     "preset": preset,
+                    "hyperparameters": hyperparameters,
                     "seed": args.seed,
                     "num_edits": num_edits,
                     "mode": mode,
@@ -169,12 +171,20 @@ def units_of(cells: Iterable[Cell], data: dict[str, DataSet]) -> list[Unit]:
     ]
 
 
-def _settings(args: EvaluateArgs, data: DataSet) -> list[tuple[int | str, Mode]]:
-    """Numbers of edits and modes; where a data set has no cases, the numbers as they were asked for."""
+def _settings(args: EvaluateArgs, data: DataSet, editor: str) -> list[tuple[int | str, Mode]]:
+    """Numbers of edits and modes; where a data set has no cases, the numbers as they were asked for.
+
+    Where an editor's batch is the same as one edit after another, the same is not measured twice.
+    """
+    twice = editor in METHODS and METHODS[editor].one_by_one and "lifelong" in args.modes
+    asked: list[int | str]
     if data.reason is None:
-        return [(num, mode) for num in args.counts(len(data.cases)) for mode in args.modes_at(num)]
-    asked = [ALL if text == ALL else int(text) for text in dict.fromkeys(args.num_edits)]
-    return [(num, mode) for num in asked for mode in args.modes_at(1 if num == 1 else 2)]
+        asked = [*args.counts(len(data.cases))]
+    else:
+        asked = [ALL if text == ALL else int(text) for text in dict.fromkeys(args.num_edits)]
+    return [
+        (num, mode) for num in asked for mode in args.modes_at(1 if num == 1 else 2) if not (twice and mode == "batch")
+    ]
 
 
 def _by_name(sources: Sequence[str]) -> list[tuple[str, str]]:

@@ -102,6 +102,25 @@ def test_an_editor_trained_anew_is_measured_anew(args, tmp_path):
     assert {editor for editor, _ in found[0] ^ found[1]} == {"recipe"}
 
 
+def test_an_editor_with_other_hyperparameters_is_measured_anew(args, monkeypatch):
+    found = []
+    for rate in (0.1, 0.2):
+        one = Registered(build=lambda context: Unedited(context.llm), presets={"testbed": {"learning_rate": rate}})
+        monkeypatch.setitem(METHODS, "tuned", one)
+        plan = planned(dataclasses.replace(args, editors=("unedited", "tuned"), num_edits=("1",)))
+        found.append({(cell.editor, cell.identity) for cell in plan.cells})
+    assert {editor for editor, _ in found[0] ^ found[1]} == {"tuned"}
+
+
+def test_a_batch_that_is_the_same_as_one_edit_after_another_is_not_measured_twice(args, monkeypatch):
+    one = Registered(build=lambda context: Unedited(context.llm), one_by_one=True)
+    monkeypatch.setitem(METHODS, "in_order", one)
+    both = dataclasses.replace(args, editors=("in_order",))
+    assert [(cell.num_edits, cell.mode) for cell in planned(both).cells] == [(1, "single"), (3, "lifelong")]
+    alone = dataclasses.replace(both, modes=("batch",))
+    assert [(cell.num_edits, cell.mode) for cell in planned(alone).cells] == [(3, "batch")]
+
+
 class Broken(Unedited):
     def apply(self, edits):
         raise ValueError("no such thing\nas this")

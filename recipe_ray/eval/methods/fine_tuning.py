@@ -43,10 +43,14 @@ class FTArgs:
 
 
 PRESETS = {
-    "testbed": FTArgs(layer=1, learning_rate=3e-3),
-    "testbed-l": FTArgs(layer=1, learning_rate=3e-3, norm_limit=5e-3),
+    # The best on tuning edits, 100 in sequence, of layers 0 to 3 and rates of 1e-3, 3e-3, 1e-2: reliability 0.78,
+    # generality 0.64, locality 0.72.
+    "testbed": FTArgs(layer=2, learning_rate=3e-3),
     "7b": FTArgs(layer=21),  # GPT-J, appendix E.1 and the authors' code
-    "7b-l": FTArgs(layer=0, norm_limit=5e-5),
+}
+LIMITED_PRESETS = {
+    "testbed": FTArgs(layer=1, learning_rate=3e-3, norm_limit=5e-3),
+    "7b": FTArgs(layer=0, norm_limit=5e-5),
 }
 
 

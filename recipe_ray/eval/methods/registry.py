@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,14 @@ class Registered:
     Attributes:
         build: makes it.
         needs: what `build` takes from the context beside the LLM.
+        presets: hyperparameters by name, where it has any.
+        one_by_one: a call with many edits is the same as a call with each, one after the other.
     """
 
     build: Callable[[Context], Method]
     needs: frozenset[Need] = field(default_factory=frozenset)
+    presets: Mapping[str, Any] = field(default_factory=dict)
+    one_by_one: bool = False
 
 
 def build(name: str, context: Context) -> Method:
@@ -82,8 +86,13 @@ def build(name: str, context: Context) -> Method:
     return METHODS[name].build(context)
 
 
-def _registered(build_: Callable[[Context], Method], *needs: Need) -> Registered:
-    return Registered(build=build_, needs=frozenset(needs))
+def _registered(
+    build_: Callable[[Context], Method],
+    *needs: Need,
+    presets: Mapping[str, Any] | None = None,
+    one_by_one: bool = False,
+) -> Registered:
+    return Registered(build=build_, needs=frozenset(needs), presets=presets or {}, one_by_one=one_by_one)
 
 
 def _editor(context: Context) -> Editor:
@@ -126,8 +135,8 @@ def _moments(context: Context, layers: Sequence[int]) -> Moments:
     return Moments.load(context.kept("moments", measure, depends_on=tuple(layers)))
 
 
-def _fine_tuning(context: Context, *, suffix: str = "") -> Method:
-    return fine_tuning.FT(context.llm, fine_tuning.PRESETS[context.preset + suffix])
+def _fine_tuning(presets: Mapping[str, fine_tuning.FTArgs], context: Context) -> Method:
+    return fine_tuning.FT(context.llm, presets[context.preset])
 
 
 def _rome(context: Context) -> Method:
@@ -208,18 +217,24 @@ METHODS: dict[str, Registered] = {
     "oracle_prompt": _registered(
         lambda context: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)), "editor"
     ),
-    "fine_tuning": _registered(_fine_tuning),
-    "fine_tuning_limited": _registered(functools.partial(_fine_tuning, suffix="-l")),
-    "rome": _registered(_rome, "training"),
-    "r_rome": _registered(_r_rome, "training", "tuning", "encoder"),
-    "memit": _registered(_memit, "training"),
-    "grace": _registered(lambda context: grace.Grace(context.llm, grace.PRESETS[context.preset])),
-    "t_patcher": _registered(_t_patcher, "training"),
-    "mend": _registered(functools.partial(_hypernetwork, mend.Mend, mend.PRESETS), "training"),
-    "malmen": _registered(functools.partial(_hypernetwork, malmen.Malmen, malmen.PRESETS), "training"),
-    "lte": _registered(_lte, "training", "tuning", "encoder"),
-    "wilke": _registered(_wilke, "training"),
-    "wise": _registered(_wise, "training"),
-    "alphaedit": _registered(_alphaedit, "training"),
-    "ultra_edit": _registered(_ultra_edit, "training"),
+    "fine_tuning": _registered(functools.partial(_fine_tuning, fine_tuning.PRESETS), presets=fine_tuning.PRESETS),
+    "fine_tuning_limited": _registered(
+        functools.partial(_fine_tuning, fine_tuning.LIMITED_PRESETS), presets=fine_tuning.LIMITED_PRESETS
+    ),
+    "rome": _registered(_rome, "training", presets=rome.PRESETS, one_by_one=True),
+    "r_rome": _registered(_r_rome, "training", "tuning", "encoder", presets=r_rome.PRESETS),
+    "memit": _registered(_memit, "training", presets=memit.PRESETS),
+    "grace": _registered(
+        lambda context: grace.Grace(context.llm, grace.PRESETS[context.preset]), presets=grace.PRESETS
+    ),
+    "t_patcher": _registered(_t_patcher, "training", presets=t_patcher.PRESETS, one_by_one=True),
+    "mend": _registered(functools.partial(_hypernetwork, mend.Mend, mend.PRESETS), "training", presets=mend.PRESETS),
+    "malmen": _registered(
+        functools.partial(_hypernetwork, malmen.Malmen, malmen.PRESETS), "training", presets=malmen.PRESETS
+    ),
+    "lte": _registered(_lte, "training", "tuning", "encoder", presets=lte.PRESETS),
+    "wilke": _registered(_wilke, "training", presets=wilke.PRESETS, one_by_one=True),
+    "wise": _registered(_wise, "training", presets=wise.PRESETS),
+    "alphaedit": _registered(_alphaedit, "training", presets=alphaedit.PRESETS),
+    "ultra_edit": _registered(_ultra_edit, "training", presets=ultra_edit.PRESETS),
 }

@@ -42,7 +42,7 @@ class WILKEArgs:
 
 
 PRESETS = {
-    "testbed": WILKEArgs(layers=(0, 1), value=ValueArgs(prefix_lengths=(5,) * 5)),
+    "testbed": WILKEArgs(layers=(0, 1), value=ValueArgs(num_steps=30, clamp_factor=10.0, prefix_lengths=(5, 5))),
     # The authors' for GPT-J, 7 of 28 layers (their code; on GPT2-XL the first 24 of 48). Values as ROME's.
     "7b": WILKEArgs(layers=tuple(range(7))),
 }

@@ -19,10 +19,10 @@ MARKDOWN_FILE, HTML_FILE, FIGURES_FOLDER = "report.md", "report.html", "figures"
 RESULTS_FILE, FAILED_FILE = "results.json", "failed.json"
 PROTOCOL = (
     "Every editor gets the same cases; at T edits at once the cases are taken in groups of T, each group edited apart "
-    "from the others: single is one edit, batch makes T by one call, lifelong one after another. The query is the "
-    "prompt alone. Free generation is greedy, up to the first full stop, and compared as text; teacher forcing is the "
-    "share of the answer's tokens that are most likely, each after the right ones before it. Locality is compared with "
-    "the unedited LLM's own output. A dash is what was not measured."
+    "from the others: single is one edit, batch makes T by one call, lifelong one after another (alone, where an "
+    "editor's batch is the same). The query is the prompt alone. Free generation is greedy, up to the first full stop, "
+    "and compared as text; teacher forcing is the share of the answer's tokens that are most likely, each after the "
+    "right ones before it. Locality is compared with the unedited LLM's own output. A dash is what was not measured."
 )
 # What every row says, measured or not, so that a reader need not ask which are there.
 RESULT_NAMES = (
