@@ -26,7 +26,7 @@ from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
 from recipe_ray.model.encoder import TextEncoder
-from recipe_ray.model.hub import model_source, pick_device
+from recipe_ray.model.hub import computing_in, model_source, pick_device
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.llm import FrozenLLM, load_llm
 from recipe_ray.model.prefetch import prefetched
@@ -76,9 +76,7 @@ class Bare:
         }
 
     def _precision(self) -> torch.autocast:
-        return torch.autocast(
-            self.joint.llm.device.type, dtype=torch.bfloat16, enabled=self.joint.precision == "bfloat16"
-        )
+        return computing_in(self.joint.precision, self.joint.llm.device)
 
     def encoder(self) -> None:
         """4B texts, forward and backward."""

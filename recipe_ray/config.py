@@ -15,7 +15,7 @@ Pooling = Literal["max", "min", "mean", "pooler"]
 Similarity = Literal["inner_product", "cosine"]
 PromptPosition = Literal["first", "after_bos"]
 Questions = Literal["both", "random", "alternate"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "auto"]
 
 TESTBED = "testbed"  # the id of the LM and the encoder that ship with the package
 
@@ -242,7 +242,8 @@ class TrainConfig:
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
         max_grad_norm: gradients are scaled down to this norm.
         answer_end: text behind every target that the edited LLM must say too, so that answers end; empty for none.
-        precision: in which encoder, heads and LLM compute; trained weights and similarities are float32 always.
+        precision: in which encoder, heads and LLM compute; auto is bfloat16 where the device multiplies it faster than
+            float32. Trained weights and similarities are float32 always.
         llm_checkpointing: keep no activations of the LLM but compute them again on the way back, to save memory.
         shard_llm: spread the LLM's layers over the workers (FSDP2), for one that does not fit a GPU.
         seed: of weights and data.

@@ -48,12 +48,12 @@ def smoke() -> TrainConfig:
 
 
 def small() -> TrainConfig:
-    """The testbed's set-up for data sets, in bfloat16: for a small LM and encoder of your own, on a CPU."""
+    """The testbed's set-up for data sets: for a small LM and encoder of your own, on a CPU."""
     return dataclasses.replace(
         testbed(),
         data=DataConfig(sources=(), hard_negatives=0.3, swapped_targets=0.5),
         stages=_stages(1500),
-        precision="bfloat16",
+        precision="auto",
         num_warm_start=9000,
         checkpoint_every=500,
     )
@@ -87,7 +87,7 @@ def _for_llm(
         head_lr=3e-4,
         prompt_lr=3e-4,
         num_warm_start=8000,
-        precision="bfloat16",
+        precision="auto",
         num_workers=max_workers,
         min_workers=None if max_workers == 1 else 1,
         checkpoint_every=500,

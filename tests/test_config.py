@@ -59,7 +59,7 @@ REAL = DataConfig(sources=("zsre:x",))
         ),
         (TRAIN, {"num_workers": 2, "min_workers": 3}, r"min_workers is 3; give 1 to num_workers \(2\)"),
         (TRAIN, {"shard_llm": True}, "shard_llm is on, but num_workers is 1"),
-        (TRAIN, {"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16"),
+        (TRAIN, {"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16, auto"),
         (TRAIN, {"accumulate": 0}, "accumulate is 0"),
         (
             TRAIN,

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from recipe_ray.config import TESTBED
+from recipe_ray.config import TESTBED, Precision
 from recipe_ray.errors import ConfigError, ModelError
 
 
@@ -71,3 +71,16 @@ def pick_device(device: str) -> torch.device:
     if picked.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}, but PyTorch sees no GPU here; give auto or cpu")
     return picked
+
+
+def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
+    """Autocast of a precision on a device; `auto` is bfloat16 where the device multiplies it faster than float32.
+
+    A CPU without the instructions emulates it: with AVX2 a product of matrices takes 40 to 80 times as long.
+    """
+    half = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() in ("AVX512", "SVE256")

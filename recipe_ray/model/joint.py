@@ -14,6 +14,7 @@ from torch.nn import functional
 from recipe_ray.config import LossConfig, LossWeights, Precision
 from recipe_ray.model.batch import PARTS, Asked, LLMGroup, StepBatch
 from recipe_ray.model.editor import Editor
+from recipe_ray.model.hub import computing_in
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.losses import (
     answer_nll,
@@ -34,7 +35,8 @@ class JointTraining(nn.Module):
         editor: what is trained.
         llm: the LLM it is trained for.
         losses: which terms there are, and over what.
-        precision: in which encoder, heads and LLM compute; weights and similarities are float32.
+        precision: in which encoder, heads and LLM compute, as `computing_in` takes it; weights and similarities are
+            float32.
         rank, num_workers: of this worker; more than one need an initialised process group.
     """
 
@@ -75,7 +77,7 @@ class JointTraining(nn.Module):
             workers and turns is the whole batch's value: each term that has a weight, weighted, and the accuracies.
         """
         editor = self.editor
-        with torch.autocast(batch.text_order.device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with computing_in(self.precision, batch.text_order.device):
             outputs = [editor.encoder(group.ids_BT, group.mask_BT) for group in batch.encoder_groups]
             num_edits = len(batch.statement_ids_B)
             sizes = [num_edits, *(len(asked.own_N) for asked in batch.asked), num_edits]

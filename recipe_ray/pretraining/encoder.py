@@ -20,6 +20,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerBase
 from recipe_ray.config import Pooling
 from recipe_ray.examples import EditExample
 from recipe_ray.model.encoder import TextEncoder, pool
+from recipe_ray.model.hub import computing_in
 from recipe_ray.pretraining.state import remove_state, restore_state, save_state
 
 WARMUP_SHARE = 0.1
@@ -158,7 +159,7 @@ def train_encoder(
     started = time.monotonic()
     for step in range(first, steps):
         torch.manual_seed(seed + step)
-        with torch.autocast(encoder.model.device.type, dtype=torch.bfloat16):
+        with computing_in("auto", encoder.model.device):
             losses = task(batch(step))
         optimizer.zero_grad()
         (losses["fill"] + losses["tell"] + READ_WEIGHT * losses["read"]).backward()

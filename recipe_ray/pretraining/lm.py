@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
+from recipe_ray.model.hub import computing_in
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.pretraining.state import remove_state, restore_state, save_state
 
@@ -128,7 +129,7 @@ def train_lm(
         torch.manual_seed(seed + step)
         ids, shares = (part.to(model.device) for part in packed(documents(step), tokenizer, shape))
         targets = torch.rand(shares[:, 1:].shape, device=shares.device) < shares[:, 1:]
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
+        with computing_in("auto", model.device):
             hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
             logits = model.lm_head(hidden[targets])
         loss = functional.cross_entropy(logits.float(), ids[:, 1:][targets])
