@@ -49,7 +49,8 @@ PRESETS = {
     "7b": FTArgs(layer=21),  # GPT-J, appendix E.1 and the authors' code
 }
 LIMITED_PRESETS = {
-    "testbed": FTArgs(layer=1, learning_rate=3e-3, norm_limit=5e-3),
+    # Of limits from 1e-3 to 4e-2 on tuning edits, 50 in sequence: 0.96, 0.86, 0.84; below 1e-2 nothing is learnt.
+    "testbed": FTArgs(layer=2, learning_rate=3e-3, norm_limit=4e-2),
     "7b": FTArgs(layer=0, norm_limit=5e-5),
 }
 
