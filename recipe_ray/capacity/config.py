@@ -101,10 +101,10 @@ class CapacityConfig:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("facts", "ingest_gpus", "history_days"):
+        for name in ("ingest_gpus", "history_days"):
             self._at_least(name, 0)
         for name in (
-            *("prompt_tokens", "answer_tokens", "text_bytes", "statement_tokens", "query_tokens", "replicas"),
+            *("facts", "prompt_tokens", "answer_tokens", "text_bytes", "statement_tokens", "query_tokens", "replicas"),
             *("node_cpus", "versions_in_memory", "max_batch_size", "ingest_cpus"),
             *("key_width", "num_virtual_tokens", "index_dimensions", "llm_width", "llm_layers", "llm_kv_width"),
         ):
