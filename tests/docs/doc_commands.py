@@ -42,7 +42,7 @@ KINDS = {
 }
 PROGRAMS = frozenset(
     ("aws", "cd", "chmod", "cp", "curl", "docker", "export", "git", "helm", "kind", "kubectl", "make", "mkdir", "pip")
-    + ("podman", "promtool", "python", "python3.11", "ray", "serve", "shellcheck", "source")
+    + ("podman", "promtool", "python", "python3.11", "ray", "rm", "serve", "shellcheck", "source")
 )
 ELLIPSIS = "…"
 OPTIONAL = frozenset({"lm_eval", "vllm", "playwright"})
@@ -178,8 +178,9 @@ def complaint(command: Command) -> str | None:
             return f"{program} does not exist"
         if program.startswith("tests/"):  # started by pytest, whose flags are its own
             continue
+        subcommand = args[0] if args and not args[0].startswith("-") else None
         try:
-            flags = known_flags(program, args[0] if args and not args[0].startswith("-") else None)
+            flags = known_flags(program, subcommand)
         except ModuleNotFoundError as error:
             if error.name not in OPTIONAL:
                 raise
@@ -189,7 +190,7 @@ def complaint(command: Command) -> str | None:
         for word in args:
             flag = word.partition("=")[0]
             if re.fullmatch(r"--[a-z][\w-]*", flag) and flag not in flags:
-                return f"{program} knows no {flag}"
+                return f"{program} {subcommand or ''}".strip() + f" knows no {flag}"
         if command.is_whole and (said := _parse(program, args)) is not None:
             return f"{program}: {said}"
     return None

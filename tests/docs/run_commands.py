@@ -76,13 +76,15 @@ class Folder:
         self.path = path
         self._timeout_s = timeout_s
         self._servers: list[subprocess.Popen[bytes]] = []
+        self._num_run = 0
 
     def run(self, command: Command) -> Outcome:
         """Run a command to its end; a server until it is ready."""
         if command.not_run is not None:
             return Outcome(command=command, status="not run", said=command.not_run)
         started = time.monotonic()
-        log = self.path / "output.log"
+        self._num_run += 1
+        log = self.path / f"output-{self._num_run}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
                 ["bash", "-c", command.filled],

@@ -63,8 +63,8 @@ def whole(text):
         ("python jobs/capacities.py", "jobs/capacities.py does not exist"),
         ("python -m recipe_ray.datasets.splitting --data x", "recipe_ray/datasets/splitting.py does not exist"),
         ("make quick", "make has no target 'quick'"),
-        ("ray job submit --working-dir . -- python jobs/keys.py list --table x", "jobs/keys.py knows no --table"),
-        ("python jobs/keys.py lists --keys FILE", "invalid choice|lists"),
+        ("ray job submit --working-dir . -- python jobs/keys.py list --table x", "jobs/keys.py list knows no --table"),
+        ("python jobs/keys.py lists --keys FILE", "lists"),
         ("python jobs/capacity.py --facts many", "many"),
         ("python jobs/keys.py list", "--keys"),
         ("python jobs/capacity.py --delta 2", "delta is 2; give a share"),
@@ -74,7 +74,7 @@ def whole(text):
 )
 def test_what_is_not_there_is_found(text, said):
     assert (found := complaint(whole(text))) is not None
-    assert any(each in found for each in said.split("|")), found
+    assert said in found
 
 
 def test_commands_that_are_right_pass():
