@@ -40,10 +40,9 @@ KINDS = {
     "package": "needs a package that the project does not install",
     "data": "needs data that the project does not ship",
 }
-PROGRAMS = frozenset(
-    ("aws", "cd", "chmod", "cp", "curl", "docker", "export", "git", "helm", "kind", "kubectl", "make", "mkdir", "pip")
-    + ("podman", "promtool", "python", "python3.11", "ray", "rm", "serve", "shellcheck", "source")
-)
+_SHELL = "cd chmod cp curl export git mkdir rm source"
+_TOOLS = "aws docker helm kind kubectl make pip podman promtool python python3.11 ray serve shellcheck"
+PROGRAMS = frozenset(f"{_SHELL} {_TOOLS}".split())
 ELLIPSIS = "…"
 OPTIONAL = frozenset({"lm_eval", "vllm", "playwright"})
 """Modules that no development environment needs: flags of programs that import them are checked where they are."""
