@@ -44,6 +44,7 @@ _SHELL = "cd chmod cp curl export git mkdir rm source"
 _TOOLS = "aws docker helm kind kubectl make pip podman promtool python python3.11 ray serve shellcheck"
 PROGRAMS = frozenset(f"{_SHELL} {_TOOLS}".split())
 ELLIPSIS = "…"
+_SHELL_FENCES = ("", "bash", "sh", "console")
 OPTIONAL = frozenset({"lm_eval", "vllm", "playwright"})
 """Modules that no development environment needs: flags of programs that import them are checked where they are."""
 _PLACEHOLDERS = {
@@ -131,18 +132,20 @@ def commands(path: Path) -> list[Command]:
     found: list[Command] = []
     needs: list[re.Match[str]] = []
     opened: int | None = None
+    is_shell = False
     number = 0
     while number < len(lines):
         line, begun = lines[number], number + 1
         number += 1
         if line.lstrip().startswith("```"):
+            is_shell = line.strip().removeprefix("```") in _SHELL_FENCES
             opened, needs = (begun, needs) if opened is None else (None, [])
         elif opened is not None:
             while line.endswith("\\") and number < len(lines):
                 line = f"{line[:-1].rstrip()} {lines[number].strip()}"
                 number += 1
             text = _without_comment(line)
-            if _first_program(text) in PROGRAMS:
+            if is_shell and _first_program(text) in PROGRAMS:
                 reason = next((_reason(each) for each in needs if (each["text"] or "") in text), None)
                 if reason is None and ELLIPSIS in text:
                     reason = "is not whole: …"
