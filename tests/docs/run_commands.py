@@ -249,7 +249,8 @@ def main() -> None:
         for outcome in run_all(found, fixture, timeout_s=args.timeout_s):
             seconds = "" if outcome.seconds is None else f" {outcome.seconds:.1f} s"
             print(f"{outcome.status}{seconds}  {outcome.command.place}  {outcome.command.text}", flush=True)
-            print(f"    {outcome.said}", flush=True)
+            if outcome.status != "ok":  # what a command says may be a key
+                print(f"    {outcome.said}", flush=True)
             outcomes.append(outcome)
     output = args.output or (None if args.only else RESULT)
     if output is not None:
