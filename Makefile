@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 ALONE := -m "ray and not faults and not browser"
 TOGETHER := -m "not ray and not faults and not browser" --numprocesses logical --maxprocesses 8 --dist loadfile
 
-.PHONY: quickstart test check faults browser format clean
+.PHONY: quickstart test check faults browser docs-check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/quickstart.py
@@ -28,6 +28,9 @@ faults: $(STAMP)
 browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev,browser]"
 	$(BIN)/python -m pytest tests/browser
+
+docs-check: $(STAMP)
+	$(BIN)/python tests/docs/run_commands.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
