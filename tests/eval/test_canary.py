@@ -36,7 +36,7 @@ def test_questions_are_read_with_their_places_and_spelt_as_facts_are(tmp_path):
         ("[1]", "expected a JSON object, got list"),
         ({"prompt": "p", "targte": "t"}, "unknown field 'targte'"),
         ({"target": "t"}, "'prompt' is empty"),
-        ({"prompt": "p", "target": 3}, "'target' is 3"),
+        ({"prompt": "p", "target": 3}, "'target' is int; give text"),
         ({"prompt": "p", "target": "t", "unrelated": True}, "give a target, or unrelated true, and not both"),
         ({"prompt": "p", "unrelated": False}, "give a target, or unrelated true, and not both"),
         ({"prompt": "p", "unrelated": "yes"}, "'unrelated' is 'yes'"),
