@@ -33,7 +33,7 @@ def main(config: NightlyConfig) -> None:
     finally:
         ray.shutdown()
     if config.json is not None:
-        write_text(config.json, json.dumps(asdict(report), indent=2, default=str) + "\n")
+        write_text(config.json, json.dumps(asdict(report), indent=2) + "\n")
     print(describe(report))
     if report.status == "refused":
         sys.exit(CANARY_DIED)

@@ -18,12 +18,13 @@ from recipe_ray.distributed.nightly_args import NightlyConfig
 from recipe_ray.distributed.servers import await_version
 from recipe_ray.errors import RecipeError
 from recipe_ray.eval.canary import CanaryReport, read_canary
+from recipe_ray.store.delta import log_versions
 from recipe_ray.store.files import localize
 from recipe_ray.store.indexes.artefacts import build_index, latest_index
 from recipe_ray.store.indexes.manifest import IndexManifest, read_manifest
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.pointer import follow
-from recipe_ray.store.reading.commits import read_commits
+from recipe_ray.store.reading.commits import commit_of
 from recipe_ray.store.table import FactTable
 
 MAX_INDEX_CPUS = 8
@@ -178,11 +179,12 @@ def nightly(config: NightlyConfig, *, say: Say) -> NightlyReport:
 
 
 def _published_with(done: IngestReport) -> int:
-    """The version that told the dump first; where the log does not reach back to it, the table's."""
+    """The version that the dump was committed as; where the log does not reach back to it, the table's."""
     if not done.repeated:
         return done.version
-    told = [commit.version for commit in read_commits(done.table) if commit.dump_hash == done.dump_hash]
-    return max(told, default=done.version)
+    newest_first = reversed(log_versions(done.table))
+    told = (version for version in newest_first if commit_of(done.table, version).dump_hash == done.dump_hash)
+    return next(told, done.version)
 
 
 def _index(done: IngestReport, version: int, config: NightlyConfig, say: Say) -> IndexSummary:
