@@ -166,7 +166,7 @@ def test_a_good_dump_is_published_and_spoiled_ones_are_not(night):
     status, said, complaint, summary = job.run("2026-01-02")
     assert status == 3, complaint
     assert said.startswith("NOT PUBLISHED")
-    assert (summary["status"], summary["canary"]["right"]["known"]) == ("refused", 0)
+    assert (summary["status"], summary["version"]) == ("refused", 1)
     status, _, complaint, _ = job.run("2026-01-02", editor="spoiled")
     assert status == 1
     assert "was encoded by the editor with fingerprint" in complaint.splitlines()[-1]
