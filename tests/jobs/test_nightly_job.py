@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from nightly_facts import NUM_CANARIES, NUM_LANDS, canary, dump, night_editor, swapped, town
 from s3_environment import s3_environment
-from tiny_models import tiny_editor
 
 from jobs.nightly import describe
 from recipe_ray.distributed.ingest import IngestReport
@@ -67,7 +66,7 @@ def test_the_summary_says_what_was_published_and_where_it_lies():
     assert said[0] == "2026-01-01 published: version 7 (4.0 s, 2.5 facts/s)"
     assert said[1] == "table /data/facts version 7"
     assert said[-3:] == [
-        "canary 1 of 1 known, 0 of 0 sampled, 0 of 0 unrelated right",
+        "canary 1 of 1 known right, 0 of 0 sampled right, 0 of 0 unrelated right",
         "index /data/facts/_index/7-0: 10 facts, recall 1.0000, built in 3.0 s",
         "server http://a:8000 serves version 7",
     ]
@@ -111,21 +110,21 @@ class Night:
             "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": named}}),
         }
 
-    def start(self, date, *flags, editor="editor"):
-        places = {"table": "table", "editor": editor, "canary": "canary.jsonl", "json": f"{date}.json"}
+    def start(self, date):
+        places = {"table": "table", "editor": "editor", "canary": "canary.jsonl", "json": f"{date}.json"}
         command = [sys.executable, JOB, "--date", date, "--source", f"{self.root}/dumps/{{date}}.jsonl"]
         for name, place in places.items():
             command += [f"--{name}", f"{self.root}/{place}"]
-        command += ["--device", "cpu", "--min-sampled", "0.5", *flags]
+        command += ["--device", "cpu", "--min-sampled", "0.5"]
         return subprocess.Popen(
             command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def run(self, date, *flags, **changes):
+    def run(self, date):
         """Exit status, standard output, standard error, and the summary where one was written."""
-        job = self.start(date, *flags, **changes)
+        job = self.start(date)
         try:
-            said, complaint = job.communicate(timeout=280)
+            said, complaint = job.communicate(timeout=600)
         finally:
             job.kill()
         summary = read_text(f"{self.root}/{date}.json")
@@ -137,9 +136,8 @@ def night(tmp_path, s3, _s3_server, ray_cluster, monkeypatch):
     """The job and its editor, with all that it needs in the bucket."""
     monkeypatch.setenv("RECIPE_RAY_CACHE", str(tmp_path / "cache"))
     root, editor = f"{s3}/{tmp_path.name}", night_editor()
-    for name, one in (("editor", editor), ("spoiled", tiny_editor(seed=9, similarity="cosine"))):
-        one.save(tmp_path / name)
-        publish(tmp_path / name, f"{root}/{name}")
+    editor.save(tmp_path / "editor")
+    publish(tmp_path / "editor", f"{root}/editor")
     write_text(f"{root}/canary.jsonl", canary(editor))
     return Night(root, _s3_server, tmp_path / "cache"), editor
 
@@ -152,13 +150,13 @@ def served(root, editor):
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_good_dump_is_published_and_spoiled_ones_are_not(night):
+def test_a_good_dump_is_published_once_and_a_spoiled_one_is_not(night):
     job, editor = night
     write_text(f"{job.root}/dumps/2026-01-01.jsonl", dump())
     status, said, complaint, summary = job.run("2026-01-01")
     assert status == 0, complaint
     assert said.startswith("2026-01-01 published: version 1")
-    assert f"canary {NUM_CANARIES} of {NUM_CANARIES} known" in said
+    assert f"canary {NUM_CANARIES} of {NUM_CANARIES} known right" in said
     assert (summary["status"], summary["version"], summary["ingest"]["counts"]["new"]) == ("published", 1, NUM_LANDS)
     assert served(job.root, editor) == (1, 1, LANDS)
 
@@ -167,9 +165,6 @@ def test_a_good_dump_is_published_and_spoiled_ones_are_not(night):
     assert status == 3, complaint
     assert said.startswith("NOT PUBLISHED")
     assert (summary["status"], summary["version"]) == ("refused", 1)
-    status, _, complaint, _ = job.run("2026-01-02", editor="spoiled")
-    assert status == 1
-    assert "was encoded by the editor with fingerprint" in complaint.splitlines()[-1]
     assert served(job.root, editor) == (1, 1, LANDS)
 
     status, said, complaint, summary = job.run("2026-01-01")
