@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 
@@ -50,6 +50,9 @@ from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
 
 MAX_COMPARED = 5_000_000  # facts whose prompts are compared with the table's, in the memory of one task
+BeforeCommit = Callable[[FactTable, Sequence[DataFile]], None]
+"""Told the table and the files that it lacks, all written and none committed; whatever it raises leaves the table as it
+is, and what is staged for the next start. Told again, of other files perhaps, where another writer commits first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +89,12 @@ class IngestReport:
     contradictions: int | None
 
 
-def ingest(config: IngestConfig) -> IngestReport:
+def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -> IngestReport:
     """Bring a table up to what a dump says, on the connected Ray cluster.
+
+    Args:
+        config: what, where to and with which resources.
+        before_commit: see `BeforeCommit`; not told of a dump that was ingested before.
 
     Raises:
         FactError: the dump is missing, empty, all bad, or changes while it is read.
@@ -118,6 +125,7 @@ def ingest(config: IngestConfig) -> IngestReport:
         encoders=encoders,
         num_shards=config.num_shards if table is None else table.num_shards,
         now=now,
+        before_commit=before_commit,
     )
     if table is None or config.again or not table.has_dump(dump_hash, as_of=job.dump_time):
         done = job.run()
@@ -191,6 +199,7 @@ class _Job:
     encoders: Encoders
     num_shards: int
     now: datetime
+    before_commit: BeforeCommit | None
 
     def run(self) -> _Done:
         """Ingest, or find that another ingest of the same dump, which shares the staging, has done it meanwhile."""
@@ -284,6 +293,8 @@ class _Job:
                 (bucket.counts for bucket in resolved.values()), IngestCounts(read=num_bad, quarantined=num_bad)
             )
             files = self._files(table, staging, groups, units)
+            if self.before_commit is not None:
+                self.before_commit(table, files)
             if files:
                 as_of = self.dump_time if any(split.num_undated for split in splits) else None
                 table.commit(files, dump_hash=self.dump_hash, counts=asdict(counts), as_of=as_of)

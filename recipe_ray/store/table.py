@@ -1,5 +1,6 @@
 """The table of facts: a Delta table of events, opened at a version, grown by whole commits."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -71,6 +72,7 @@ class FactTable:
 
     def __init__(self, delta: DeltaTable, uri: str) -> None:
         self._delta = delta
+        self._pending: tuple[DataFile, ...] = ()
         self.uri = uri
         self.version = delta.version()
         configuration = delta.metadata().configuration
@@ -146,7 +148,13 @@ class FactTable:
 
     def files(self) -> list[DataFile]:
         """List the data files of this version as the log tells them, sorted by path."""
-        return files_of(self._delta)
+        return sorted([*files_of(self._delta), *self._pending], key=lambda file: file.path)
+
+    def with_pending(self, files: Sequence[DataFile]) -> "FactTable":
+        """What the table would tell if written files were committed now; to be read, never to commit to."""
+        table = copy.copy(self)
+        table._pending = (*self._pending, *files)
+        return table
 
     def has_dump(self, dump_hash: str, *, as_of: datetime | None = None) -> bool:
         """Whether a commit of this dump is in the log, undone since or not, as of this time or a later one if given."""
