@@ -1,12 +1,47 @@
 """Joining the cluster that was named, or starting one on this machine."""
 
 import os
+from dataclasses import dataclass
 
 import ray
+from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from recipe_ray.errors import ServiceError
+from recipe_ray.errors import ConfigError, ServiceError
 
 IDLE_WORKERS = 6  # processes kept for the next tasks, beside one a CPU
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodesConfig:
+    """Which nodes an autoscaled cluster shall hold, with work or without, until it is told otherwise.
+
+    Attributes:
+        gpus: GPUs, one for each training worker, engine or encoder.
+        cpus: CPU cores, those of the GPU nodes included.
+        wait_s: seconds after which it is given up; a new node takes some ten minutes to set up.
+    """
+
+    gpus: int = 0
+    cpus: int = 0
+    wait_s: float = 1800
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "cpus", "wait_s"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give 0 or more")
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any node is."""
+        return bool(self.gpus or self.cpus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holding:
+    """What the nodes of a cluster have together."""
+
+    gpus: float
+    cpus: float
 
 
 def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
@@ -38,3 +73,36 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
     # then wait for a new one, which costs as much as the task: a tenth of an ingest.
     os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS + (num_cpus or os.cpu_count() or 1)))
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)
+
+
+def hold_nodes(config: NodesConfig, *, poll_s: float = 5.0) -> Holding:
+    """Have the autoscaler bring up nodes and wait until they are there; what was asked before counts no more.
+
+    Jobs fit themselves into the nodes that are there when they start, and would take a cluster that has scaled to
+    nothing for one without GPUs.
+
+    Raises:
+        ServiceError: they are not there in time; nothing is asked for any more.
+    """
+    # Here, not above: tasks, which import this package too, need none of the autoscaler.
+    from ray.autoscaler.sdk import request_resources
+
+    def look() -> Holding:
+        there = ray.cluster_resources()
+        return Holding(gpus=there.get("GPU", 0.0), cpus=there.get("CPU", 0.0))
+
+    def lacks(there: Holding) -> bool:
+        return there.gpus < config.gpus or there.cpus < config.cpus
+
+    request_resources(num_cpus=config.cpus, bundles=[{"GPU": 1}] * config.gpus)
+    waiting = Retrying(retry=retry_if_result(lacks), stop=stop_after_delay(config.wait_s), wait=wait_fixed(poll_s))
+    try:
+        return waiting(look)
+    except RetryError as error:
+        request_resources(num_cpus=0)
+        there = look()
+        raise ServiceError(
+            f"{config.gpus} GPUs and {config.cpus} CPUs were asked for, and after {config.wait_s:g} s the cluster has "
+            f"{there.gpus:g} and {there.cpus:g}; `ray status` tells what the autoscaler waits for: max_workers of the "
+            "cluster file, the account's quota, or the zone's capacity"
+        ) from error

@@ -23,6 +23,7 @@ from recipe_ray.model.editor import CARD_FILE
 from recipe_ray.model.encoder import check_encoder
 from recipe_ray.model.llm import llm_width
 from recipe_ray.store import files
+from recipe_ray.store.objects import object_filesystem
 
 KEEP_CHECKPOINTS = 2
 MAX_WORKER_RESTARTS = 2
@@ -82,7 +83,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     if isinstance(data, EditData):
         print(f"data: {data}", flush=True)
     scaling = _scaling(config)
-    storage_filesystem, storage_path = files.filesystem(storage)
+    storage_filesystem, storage_path = object_filesystem(storage)
     _claim_run(config, files.join(storage, run), output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
@@ -91,7 +92,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         run_config=RunConfig(
             name=run,
             storage_path=storage_path,
-            storage_filesystem=storage_filesystem,  # with our timeouts and retries
+            storage_filesystem=storage_filesystem,  # with our timeouts and retries, and for roles of one prefix
             failure_config=FailureConfig(max_failures=MAX_WORKER_RESTARTS),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score", checkpoint_score_order="max"

@@ -70,8 +70,13 @@ def absolute(uri: str | Path) -> str:
     return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 -- resolve() would replace links that machines share
 
 
-def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """Find the pyarrow filesystem of a URI and the path within it."""
+def filesystem(uri: str, *, background_writes: bool = True) -> tuple[fs.FileSystem, str]:
+    """Find the pyarrow filesystem of a URI and the path within it.
+
+    Args:
+        uri: local or s3://.
+        background_writes: whether parts of an upload are sent while the next is being written.
+    """
     uri = absolute(uri)
     if not is_s3(uri):
         return fs.LocalFileSystem(), uri
@@ -80,6 +85,7 @@ def filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     s3 = fs.S3FileSystem(
         endpoint_override=endpoint,
         region=region,
+        background_writes=background_writes,
         connect_timeout=10,
         request_timeout=60,
         # Not the standard strategy: it stops trying again once failures have used up a quota that only successes fill.
