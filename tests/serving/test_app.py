@@ -123,7 +123,7 @@ def test_of_a_replicas_traceback_the_operator_sees_the_error():
 
 
 def test_there_are_presets_for_a_laptop_a_gpu_and_a_cluster():
-    assert {path.stem for path in CONFIGS} == {"config", "laptop", "one-gpu", "gpu-cluster"}
+    assert {path.stem for path in CONFIGS} == {"config", "laptop", "one-gpu", "gpu-cluster", "kubernetes"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
