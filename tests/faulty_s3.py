@@ -6,14 +6,13 @@ import socket
 import threading
 import time
 
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from loopback_s3 import LoopbackS3
 
 FAULTS = ("503", "500", "slow", "truncated", "dropped")
 _ERRORS = {"503": ("503 Slow Down", "SlowDown"), "500": ("500 Internal Server Error", "InternalError")}
 
 
-class FaultyS3:
+class FaultyS3(LoopbackS3):
     """A third of the requests, by chance, meet one of some faults while `failing` is set.
 
     By chance and not by turns, in which a request that is tried again could meet the same fault for ever.
@@ -37,9 +36,7 @@ class FaultyS3:
         self._faults = faults
         self._rng = random.Random(0)
         self._lock = threading.Lock()
-        self._application = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        super().__init__()
 
     def _answer(self, environ, start_response):
         with self._lock:
@@ -67,14 +64,3 @@ class FaultyS3:
             body = b"".join(answer)
             return [body[: len(body) // 2]]  # behind a Content-Length of all of it
         return answer
-
-    @contextlib.contextmanager
-    def running(self):
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()

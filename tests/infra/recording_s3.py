@@ -7,8 +7,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote
 
-from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from loopback_s3 import LoopbackS3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +32,7 @@ class Request:
     status: int
 
 
-class RecordingS3:
+class RecordingS3(LoopbackS3):
     """The server. It records while `recording()`; requests of all threads and processes that ask it.
 
     At the server and not in a client: pyarrow (C++), deltalake (Rust) and boto3 have nothing else in common.
@@ -49,20 +48,7 @@ class RecordingS3:
         self._not_offered = frozenset(not_offered)
         self._requests = None
         self._lock = threading.Lock()
-        self._application = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-
-    @contextlib.contextmanager
-    def running(self):
-        thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+        super().__init__()
 
     @contextlib.contextmanager
     def recording(self):
