@@ -67,6 +67,7 @@ _PLACEHOLDERS = {
     "URL": "http://127.0.0.1:8000",
 }
 _NEEDS = re.compile(r'<!-- needs: (?P<kind>\w+)(?: "(?P<text>[^"]+)")?(?:: (?P<reason>.+?))? -->')
+_OPERATORS = (">", ">>", "<", "|", "||", "&&", "&")  # what follows is the shell's, or another command's
 _ASSIGNMENT = re.compile(r"[A-Z_]+=\S*")
 _INLINE = re.compile(
     r"`((?:python3? )?(?:jobs|benchmarks|tests|infra)/\w[\w/]*\.py(?: [^`]*)?|python3? -m [^`]+|make [\w-]+)`"
@@ -113,7 +114,8 @@ class Command:
         words = shlex.split(self.filled)
         while words and _ASSIGNMENT.fullmatch(words[0]):
             words = words[1:]
-        return words
+        ends = [place for place, word in enumerate(words) if word in _OPERATORS]
+        return words[: ends[0]] if ends else words
 
 
 def documents() -> list[Path]:
