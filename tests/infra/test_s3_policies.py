@@ -181,6 +181,7 @@ def test_who_only_reads_makes_no_data_keys():
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_the_trainer_may_do_what_a_whole_training_does(environment):
     command = [sys.executable, "jobs/train.py", "--preset", "smoke", "--device", "cpu", "--num-steps", "4"]
     command += ["--storage", f"{s3_work.RUNS}/nested", "--run", "whole", "--set", "cpus_per_worker=0.5"]

@@ -149,6 +149,7 @@ def served(root, editor):
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_a_good_dump_is_published_once_and_a_spoiled_one_is_not(night):
     job, editor = night
