@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-from test_ingest import counts, land, targets, write_dump
+from test_ingest import land, targets, write_dump
 from tiny_models import tiny_editor
 
 from recipe_ray.distributed import reencode as reencode_module
