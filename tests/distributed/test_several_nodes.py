@@ -5,7 +5,7 @@ import time
 import psutil
 import pytest
 from ingesting import Ingest, check_table, write_dump
-from training import NUM_STEPS, finish, fingerprint, start
+from training import NUM_STEPS, fingerprint, finish, kill, start
 
 from recipe_ray.distributed.local_nodes import local_nodes
 from recipe_ray.store.table import FactTable
@@ -39,11 +39,15 @@ def train_on(cpus, folder):
     seen = []
     with local_nodes(cpus) as nodes:
         process = start(folder, environment={"RAY_ADDRESS": nodes.address}, num_workers=2, cpus_per_worker=1)
-        deadline = time.monotonic() + PATIENCE_S
-        while process.poll() is None and len(seen) < 2 and time.monotonic() < deadline:
-            seen = where(nodes, "RayTrainWorker")
-            time.sleep(0.2)
-        assert f": {NUM_STEPS} steps, {NUM_STEPS} of them now" in finish(process, timeout_s=PATIENCE_S)
+        try:
+            deadline = time.monotonic() + PATIENCE_S
+            while process.poll() is None and len(seen) < 2 and time.monotonic() < deadline:
+                seen = where(nodes, "RayTrainWorker")
+                time.sleep(0.2)
+            assert f": {NUM_STEPS} steps, {NUM_STEPS} of them now" in finish(process, timeout_s=PATIENCE_S)
+        finally:
+            if process.poll() is None:
+                kill(process)
     return fingerprint(folder), seen
 
 

@@ -3,12 +3,14 @@
 import collections
 import itertools
 import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -26,45 +28,41 @@ NUM_PARTS = 2
 NUM_FACTS = 300
 NUM_CLIENTS = 4
 PEACE_S = 5.0
-RECOVERY_S = 300.0  # on a machine that other jobs fill; half a minute on one at rest
-REPLICA = "ray::ServeReplica:recipe:"
+START_S = 600.0
+RECOVERY_S = 300.0  # on a machine that other jobs fill
+REPLICA = re.compile(r"ServeReplica:recipe:([\w-]+)")  # in the title of its process
 
 
-class Server:
-    """jobs/serve.py on a cluster; its proxy is on the head, which is not lost."""
-
-    def __init__(self, address, editor, table, log, *flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self._log = log
-        command = [sys.executable, "jobs/serve.py", "--editor", editor, "--table", table, "--port", port, *flags]
-        self._sink = log.open("wb")
-        self._process = subprocess.Popen(
+@contextmanager
+def server(address, editor, table, log, *flags):
+    """The URL of jobs/serve.py on a cluster; its proxy is on the head, which is not lost."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "jobs/serve.py", "--editor", editor, "--table", table, "--port", port, *flags]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(
             [str(word) for word in command],
             cwd=ROOT,
             env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)},
-            stdout=self._sink,
-            stderr=self._sink,
+            stdout=sink,
+            stderr=sink,
         )
-
-    def __enter__(self):
-        deadline = time.monotonic() + 600
-        while f"serving {self.url}" not in self._log.read_text():
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
-            assert time.monotonic() < deadline, self._log.read_text()[-3000:]
-            time.sleep(0.2)
-        return self
-
-    def __exit__(self, *_):
-        self._process.terminate()
         try:
-            self._process.wait(timeout=120)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._sink.close()
+            deadline = time.monotonic() + START_S
+            while f"serving {url}" not in log.read_text():
+                assert process.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, log.read_text()[-3000:]
+                time.sleep(0.2)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=120)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 class Load:
@@ -152,8 +150,8 @@ def replicas(nodes):
                 title = (process.cmdline() or [""])[0]
             except psutil.Error:
                 continue
-            if title.startswith(REPLICA):
-                found[name].add(title.removeprefix(REPLICA).split("#")[0].strip())
+            if match := REPLICA.search(title):
+                found[name].add(match[1])
     return found
 
 
@@ -188,11 +186,11 @@ def lose_a_node(nodes, load, *, with_part):
 def test_a_part_whose_node_is_lost_is_told_and_comes_back_on_another(editor_dir, table, tmp_path):
     with (
         local_nodes([1, 1, 1], resources={"index": 1}) as nodes,
-        Server(nodes.address, editor_dir, table, tmp_path / "log", *FLAGS, "--shard-resources", "index", 1) as server,
+        server(nodes.address, editor_dir, table, tmp_path / "log", *FLAGS, "--shard-resources", "index", 1) as url,
     ):
-        prompts = questions(server.url)
+        prompts = questions(url)
         requests = [("/v1/completions", {"prompt": one, "max_tokens": 8, "temperature": 0}) for one in prompts]
-        with Load(server.url, requests) as load:
+        with Load(url, requests) as load:
             placed = replicas(nodes)
             held = [nodes_of(f"IndexShard-{part}", placed) for part in range(NUM_PARTS)]
             assert all(len(of_part) == 1 for of_part in held)
@@ -210,9 +208,9 @@ def test_a_part_of_two_replicas_answers_on_while_a_node_is_lost(editor_dir, tabl
     flags = (*FLAGS, "--shard-replicas", 2, "--shard-replicas-per-node", 1)
     with (
         local_nodes([1, 1, 1]) as nodes,
-        Server(nodes.address, editor_dir, table, tmp_path / "log", *flags) as server,
+        server(nodes.address, editor_dir, table, tmp_path / "log", *flags) as url,
         # Lookups alone: they need no engine, of which there is one.
-        Load(server.url, [("/v1/retrieve", {"query": one}) for one in questions(server.url)]) as load,
+        Load(url, [("/v1/retrieve", {"query": one}) for one in questions(url)]) as load,
     ):
         placed = replicas(nodes)
         for part in range(NUM_PARTS):
