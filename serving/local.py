@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import math
 import re
 import socket
 import time
@@ -106,6 +107,14 @@ def _check_resources(args: AppArgs) -> None:
         if needed > there.get(name, 0):
             raise ServiceError(
                 f"the application needs {needed:g} {called}, but the Ray cluster has {there.get(name, 0):g}; {remedy}"
+            )
+    num_nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    for model in args.models:
+        per_node = model.shard_replicas_per_node or math.inf
+        if model.num_index_shards and model.shard_replicas > num_nodes * per_node:
+            raise ServiceError(
+                f"shard_replicas is {model.shard_replicas} and shard_replicas_per_node {per_node:g}, but the Ray "
+                f"cluster has {num_nodes} nodes with CPUs; add nodes, or lower shard_replicas"
             )
 
 

@@ -128,8 +128,9 @@ class ModelArgs(BaseModel):
             )
         if self.max_retrievers is not None and self.num_retrievers == 0:
             raise ConfigError("max_retrievers is given, but num_retrievers is 0: none to add to; give num_retrievers")
-        if self.shard_resources and not self.num_index_shards:
-            raise ConfigError("shard_resources is given, but num_index_shards is 0: no part takes them; give it too")
+        for name in ("shard_resources", "shard_replicas_per_node"):
+            if getattr(self, name) and not self.num_index_shards:
+                raise ConfigError(f"{name} is given, but num_index_shards is 0: there are no parts; give it too")
         for name, amount in (self.shard_resources or {}).items():
             if amount <= 0 or name in _NOT_CUSTOM:
                 raise ConfigError(

@@ -161,15 +161,18 @@ def main() -> None:
         cluster.wait_for_nodes(timeout=START_TIMEOUT_S)
         _say({"address": cluster.address, "nodes": [told(name) for name in names]})
         for line in sys.stdin:
-            command, argument = line.split()
-            if command == "kill":
-                _kill_all(_raylet(found[argument]))
-                cluster.remove_node(found[argument], allow_graceful=False)
-                _say({"killed": argument})
-            else:
-                name = add(float(argument))
-                cluster.wait_for_nodes(timeout=START_TIMEOUT_S)
-                _say(told(name))
+            match line.split():
+                case ["kill", name] if name in names:
+                    names.remove(name)
+                    _kill_all(_raylet(found[name]))
+                    cluster.remove_node(found[name], allow_graceful=False)
+                    _say({"killed": name})
+                case ["add", cpus] if cpus.replace(".", "", 1).isdigit():
+                    names.append(add(float(cpus)))
+                    cluster.wait_for_nodes(timeout=START_TIMEOUT_S)
+                    _say(told(names[-1]))
+                case _:
+                    print(f"give 'add CPUS', or 'kill NAME' with one of {', '.join(names)}", file=sys.stderr)
     finally:
         cluster.shutdown()
 
