@@ -125,14 +125,15 @@ def part_of(fact_id):
 
 
 def questions(url):
-    """Put facts; for each part of the index two prompts for which a fact of that part fires."""
+    """Put facts; for each part of the index two queries for which a fact of that part fires."""
     facts = list(generate_facts(NUM_FACTS, seed=0))
     found = collections.defaultdict(list)
     with httpx.Client(base_url=url, timeout=150, trust_env=False) as client:
         put = client.put("/v1/facts", json={"facts": facts}).raise_for_status().json()
-        for start in range(0, NUM_FACTS, 50):
-            queries = [fact["prompt"] for fact in facts[start : start + 50]]
-            body = {"queries": queries, "recipe": {"min_snapshot": put["snapshot"]}}
+        for start in range(0, NUM_FACTS, 25):
+            some = facts[start : start + 25]
+            queries = [text for fact in some for text in (fact["prompt"], f"{fact['prompt']} {fact['target']}")]
+            body = {"queries": queries, "min_snapshot": put["snapshot"]}
             findings = client.post("/v1/retrieve", json=body).raise_for_status().json()["findings"]
             for query, finding in zip(queries, findings, strict=True):
                 for fact in finding["facts"]:
