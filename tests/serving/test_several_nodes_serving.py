@@ -106,6 +106,12 @@ class Load:
             is_right for _, _, _, is_right, _ in late
         )
 
+    def whole_again_at(self, lost_at):
+        """When the first right answer came after the last other one."""
+        answers = sorted(self.answers)
+        last = max((at for at, _, _, is_right, _ in answers if at > lost_at and not is_right), default=lost_at)
+        return next(at for at, *_ in answers if at > last)
+
     def longest_gap_s(self, since):
         """Longest time without a right answer."""
         moments = [since, *sorted(at for at, _, _, is_right, _ in self.answers if is_right and at > since)]
@@ -171,17 +177,17 @@ FLAGS = ("--num-index-shards", NUM_PARTS, "--cpus", 0.3, "--retriever-cpus", 0.2
 
 
 def lose_a_node(nodes, load, *, with_part):
-    """Kill a node that holds a part of the index and no ingress; seconds until all is answered again."""
+    """Kill a node that holds a part of the index and no ingress; when, and seconds until all is answered again."""
     placed = replicas(nodes)
     (victim, *_) = [name for name in nodes_of(with_part, placed) if "Ingress" not in placed[name]]
     time.sleep(PEACE_S)
     assert load.is_whole_since(0)
     lost_at = time.monotonic()
     nodes.kill(victim)
-    while not load.is_whole_since(time.monotonic() - PEACE_S):
+    while time.monotonic() < lost_at + PEACE_S or not load.is_whole_since(time.monotonic() - PEACE_S):
         assert time.monotonic() < lost_at + RECOVERY_S, load.answers[-20:]
         time.sleep(0.2)
-    return lost_at, time.monotonic() - PEACE_S - lost_at
+    return lost_at, load.whole_again_at(lost_at) - lost_at
 
 
 def test_a_part_whose_node_is_lost_is_told_and_comes_back_on_another(editor_dir, table, tmp_path):
