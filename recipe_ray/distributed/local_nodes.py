@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("cpus", type=float, nargs="+", help="CPUs of each node beside the head, which has none")
     parser.add_argument("--resources", type=json.loads, default={}, help="of each of them, a JSON object")
     args = parser.parse_args()
-    # Ray gives a node up that is not there after half a minute, without a setting for it; a busy machine takes longer.
+    # Ray gives a node up that is not there after half a minute, without a setting for it, as a raylet does its agents,
+    # with one; a busy machine takes longer.
+    os.environ.setdefault("RAY_agent_register_timeout_ms", f"{1000 * START_TIMEOUT_S:.0f}")
     services.get_node = retry(
         retry=retry_if_exception_type(RuntimeError), wait=wait_fixed(0.5), stop=stop_after_delay(START_TIMEOUT_S)
     )(services.get_node)
