@@ -103,7 +103,8 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
             IndexShardDeployment,
             f"{suffix}-{shard}",
             num_replicas=model.shard_replicas,
-            ray_actor_options={"num_cpus": SHARD_CPUS},
+            max_replicas_per_node=model.shard_replicas_per_node,
+            ray_actor_options={"num_cpus": SHARD_CPUS, "resources": model.shard_resources or {}},
             max_ongoing_requests=_LOOKUPS,
             max_queued_requests=_MAX_REQUESTS,
         ).bind(

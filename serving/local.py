@@ -1,6 +1,8 @@
 """The application on the Ray cluster at hand, for as long as a `with` block lasts."""
 
+import collections
 import errno
+import math
 import re
 import socket
 import time
@@ -90,15 +92,29 @@ def bindable_port(host: str, port: int) -> int:
 def _check_resources(args: AppArgs) -> None:
     """Refuse what the cluster cannot hold: Serve would wait for it without end."""
     gpus = sum(engine_placement(model)[1] * model.num_engines for model in args.models)
+    custom: collections.Counter[str] = collections.Counter()
+    for model in args.models:
+        custom.update(model.resources)
     there = ray.cluster_resources()
-    for name, needed, flags in (
-        ("CPU", args.num_cpus, "cpus, num_engines, num_retrievers or num_index_shards"),
-        ("GPU", gpus, "gpus or num_engines"),
+    for name, called, needed, remedy in (
+        ("CPU", "CPUs", args.num_cpus, "lower cpus, num_engines, num_retrievers or num_index_shards"),
+        ("GPU", "GPUs", gpus, "lower gpus or num_engines"),
+        *(
+            (name, f"of the resource {name!r}", needed, "add nodes that have it, or lower shard_resources")
+            for name, needed in custom.items()
+        ),
     ):
         if needed > there.get(name, 0):
             raise ServiceError(
-                f"the application needs {needed:g} {name}s, but the Ray cluster has {there.get(name, 0):g}; "
-                f"lower {flags}"
+                f"the application needs {needed:g} {called}, but the Ray cluster has {there.get(name, 0):g}; {remedy}"
+            )
+    num_nodes = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
+    for model in args.models:
+        per_node = model.shard_replicas_per_node or math.inf
+        if model.num_index_shards and model.shard_replicas > num_nodes * per_node:
+            raise ServiceError(
+                f"shard_replicas is {model.shard_replicas} and shard_replicas_per_node {per_node:g}, but the Ray "
+                f"cluster has {num_nodes} nodes with CPUs; add nodes, or lower shard_replicas"
             )
 
 

@@ -11,6 +11,7 @@ from recipe_ray.facts import DEFAULT_NAMESPACE
 INGRESS_CPUS = 0.1  # of an ingress that parses and waits; one that retrieves takes a model's retriever_cpus beside
 WRITER_CPUS = 0.3  # it waits, most of the time, and encodes what is put
 SHARD_CPUS = 0.25
+_NOT_CUSTOM = ("CPU", "GPU", "memory", "object_store_memory")  # Ray takes these by other names
 
 
 class ModelArgs(BaseModel):
@@ -65,6 +66,12 @@ class ModelArgs(BaseModel):
     """Parts of the index, each a deployment of its own; 0 keeps the whole with each query encoder."""
     shard_replicas: int = Field(default=1, ge=1)
     """Replicas of each part of the index."""
+    shard_replicas_per_node: int | None = Field(default=None, ge=1)
+    """Most replicas of one part on one node: 1 keeps a part answering when a node is lost, and needs as many nodes as
+    there are replicas. If not given, Serve spreads them as it sees fit."""
+    shard_resources: dict[str, float] | None = None
+    """Ray's custom resources that every replica of a part takes: with {index: 1}, and one `index` on each node that is
+    meant for parts, no two lie on one node."""
 
     max_batch_size: int = Field(default=32, ge=1)
     """Prompts that one engine completes together."""
@@ -94,6 +101,12 @@ class ModelArgs(BaseModel):
         return self.cpus * self.num_engines + retrieving + WRITER_CPUS + self._shard_cpus
 
     @property
+    def resources(self) -> dict[str, float]:
+        """Custom resources of the model's parts."""
+        num = self.num_index_shards * self.shard_replicas
+        return {name: amount * num for name, amount in (self.shard_resources or {}).items()}
+
+    @property
     def _shard_cpus(self) -> float:
         return SHARD_CPUS * self.num_index_shards * self.shard_replicas
 
@@ -115,6 +128,15 @@ class ModelArgs(BaseModel):
             )
         if self.max_retrievers is not None and self.num_retrievers == 0:
             raise ConfigError("max_retrievers is given, but num_retrievers is 0: none to add to; give num_retrievers")
+        for name in ("shard_resources", "shard_replicas_per_node"):
+            if getattr(self, name) and not self.num_index_shards:
+                raise ConfigError(f"{name} is given, but num_index_shards is 0: there are no parts; give it too")
+        for name, amount in (self.shard_resources or {}).items():
+            if amount <= 0 or name in _NOT_CUSTOM:
+                raise ConfigError(
+                    f"shard_resources has {name} {amount:g}; give custom resources (not {', '.join(_NOT_CUSTOM)}), "
+                    "each more than 0"
+                )
         if self.quantization and self.engine == "vllm":
             raise ConfigError(
                 "quantization is of the engine transformers; give vllm weights that are quantised already"

@@ -33,7 +33,9 @@ class Encoders:
 def fit_encoders(config: IngestConfig) -> Encoders:
     """Fit the pool into the cluster, with room left for reading and writing.
 
-    On CPUs there is one encoder, of one thread, for each core: several threads in one encoder wait for each other.
+    On CPUs there is one encoder, of one thread, for each core: several threads in one encoder wait for each other. No
+    more than that, also where more would fit beside each other on nodes of one CPU: once a node is lost, its encoders
+    would take all that is left, and nothing would be read or written any more.
 
     Raises:
         ConfigError: the cluster lacks what was asked for.
@@ -55,6 +57,8 @@ def fit_encoders(config: IngestConfig) -> Encoders:
     room = int((have_cpus - TASK_CPUS) / cpus + 1e-6)
     if use_gpu:
         room = min(room, int(have_gpus / gpus))
+    elif config.cpus_per_encoder is None:
+        room = min(room, sum(max(1, int(cpus)) for cpus in _cpus_of_nodes()))
     if config.num_encoders is not None and config.num_encoders > room:
         raise ConfigError(
             f"num_encoders is {config.num_encoders}, but the cluster has room for {room} of {cpus:g} CPUs and "
@@ -71,8 +75,13 @@ def fit_encoders(config: IngestConfig) -> Encoders:
 
 def _share_of_node() -> float:
     """CPUs of an encoder such that the smallest node holds one a core beside one task."""
-    smallest = min(node["Resources"].get("CPU", 0.0) or math.inf for node in ray.nodes() if node["Alive"])
-    if not math.isfinite(smallest):
+    smallest = min(_cpus_of_nodes(), default=None)
+    if smallest is None:
         return 1.0
     # Ray keeps four decimals.
     return math.floor(1e4 * max(smallest - TASK_CPUS, smallest / 2) / max(1, int(smallest))) / 1e4
+
+
+def _cpus_of_nodes() -> list[float]:
+    """Of the nodes that have any."""
+    return [cpus for node in ray.nodes() if node["Alive"] and (cpus := node["Resources"].get("CPU", 0.0))]

@@ -1,78 +1,32 @@
 """What an ingest survives: killed processes, storage that fails, other writers."""
 
-import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import boto3
 import psutil
 import pytest
 import ray
 from faulty_s3 import FAULTS, FaultyS3
+from ingesting import Ingest, check_table, write_dump
 from s3_environment import s3_environment
 
 from recipe_ray.store.delta import open_delta
 from recipe_ray.store.files import publish
-from recipe_ray.store.parquet import check_file
 from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
-JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 NUM_FACTS = 400
 VICTIMS = {"encoder": "MapBatches(Encoder)", "writer": "MapBatches(write_unit)", "stager": "ray::_stage"}
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
 
 
-def write_dump(path, targets, updated_at="2026-01-01", *more):
-    """A fact for each id; `more` are lines as they are."""
-    records = [
-        {"id": fact_id, "prompt": f"The capital of {fact_id} is", "target": target, "updated_at": updated_at}
-        for fact_id, target in targets.items()
-    ]
-    path.write_text("".join(f"{line}\n" for line in [*map(json.dumps, records), *more]))
-    return path
-
-
-class Ingest:
-    """A job as a user starts it, on the session's cluster."""
-
-    def __init__(self, source, table, editor, log, environment=None):
-        self.command = [
-            sys.executable,
-            JOB,
-            "--source",
-            source,
-            "--table",
-            table,
-            "--editor",
-            editor,
-            "--device",
-            "cpu",
-        ]
-        self.environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, **(environment or {})}
-        self.log = log
-        self.process = None
-
-    def start(self):
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(self.command, env=self.environment, stdout=sink, stderr=sink)
-        return self
-
-    def finish(self, timeout_s=300):
-        code = self.process.wait(timeout=timeout_s)
-        return code, self.log.read_text()
-
-    def kill(self):
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+def on_session():
+    return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 def workers(title):
@@ -108,31 +62,18 @@ def kill_at_random(job, victim, seed):
     return False
 
 
-def check_table(uri, expected, *, num_events=None):
-    """Nothing lost, nothing doubled, every byte as it was written."""
-    table = FactTable.open(uri)
-    facts = read_snapshot(uri).facts
-    found = dict(zip(facts["fact_id"].to_pylist(), facts["target"].to_pylist(), strict=True))
-    assert found == expected
-    for partition in table.partitions():
-        for path in partition.paths:
-            check_file(table.uri, path)
-    if num_events is not None:
-        assert sum(file.num_rows for file in table.files()) == num_events
-
-
 def kill_and_recover(tmp_path, editor_dir, victim, seed):
     expected = {f"land-{number}": f"town-{number % 7}" for number in range(NUM_FACTS)}
     dump = write_dump(tmp_path / "dump.jsonl", expected, "2026-01-01", "{bad")
     table, log = str(tmp_path / "table"), tmp_path / "job.log"
-    job = Ingest(dump, table, editor_dir, log).start()
+    job = Ingest(dump, table, editor_dir, log, on_session()).start()
     try:
         killed = kill_at_random(job, victim, seed)
         if open_delta(table) is not None:
             assert len(read_snapshot(table).facts) in (0, NUM_FACTS)
         code, said = job.finish()
         if victim == "driver" and killed:
-            code, said = Ingest(dump, table, editor_dir, log).start().finish()
+            code, said = Ingest(dump, table, editor_dir, log, on_session()).start().finish()
         assert code == 2, said  # one row is quarantined
     finally:
         if job.process.poll() is None:
@@ -170,7 +111,6 @@ def on_faulty_s3(tmp_path, editor_dir, s3, expected):
         log = tmp_path / "job.log"
         # A cluster of its own: the workers of the session's were started without these variables.
         job = Ingest(f"{place}/dump", f"{place}/table", f"{place}/editor", log, environment)
-        del job.environment["RAY_ADDRESS"]
         code, said = job.start().finish()
         s3.failing.clear()
         assert code == 0, said
@@ -197,10 +137,12 @@ def test_two_ingests_and_a_compaction_at_once_end_as_if_one_after_another(tmp_pa
     lands = [f"land-{number}" for number in range(60)]
     table, log = str(tmp_path / "table"), tmp_path / "job.log"
     first = write_dump(tmp_path / "first.jsonl", dict.fromkeys(lands, "first"), "2026-01-01")
-    assert Ingest(first, table, editor_dir, log).start().finish()[0] == 0
+    assert Ingest(first, table, editor_dir, log, on_session()).start().finish()[0] == 0
     second = write_dump(tmp_path / "second.jsonl", dict.fromkeys(lands[:40], "second"), "2026-01-02")
     third = write_dump(tmp_path / "third.jsonl", dict.fromkeys(lands[20:], "third"), "2026-01-03")
-    jobs = [Ingest(dump, table, editor_dir, tmp_path / f"{dump.stem}.log").start() for dump in (second, third)]
+    jobs = [
+        Ingest(dump, table, editor_dir, tmp_path / f"{dump.stem}.log", on_session()).start() for dump in (second, third)
+    ]
     stop, compactions = threading.Event(), []
 
     def keep_compacting():

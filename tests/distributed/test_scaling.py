@@ -85,7 +85,13 @@ def test_the_cpu_is_used_where_it_is_asked_for(nodes):
 
 @pytest.mark.parametrize(
     ("described", "num_encoders"),
-    [([{"CPU": 2.0}], 2), ([{"CPU": 1.0}], 1), ([{"CPU": 8.0}], 8), ([{"CPU": 2.0}, {"CPU": 2.0}, {}], 4)],
+    [
+        ([{"CPU": 2.0}], 2),
+        ([{"CPU": 1.0}], 1),
+        ([{"CPU": 8.0}], 8),
+        ([{"CPU": 2.0}, {"CPU": 2.0}, {}], 4),
+        ([{"CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}, {}], 3),
+    ],
 )
 def test_encoders_fill_every_core_beside_a_task_and_more_than_fit_are_refused(
     nodes, monkeypatch, described, num_encoders

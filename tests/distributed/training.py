@@ -32,9 +32,9 @@ def start(folder, *, run="run", environment=None, **settings):
     )
 
 
-def finish(process):
+def finish(process, *, timeout_s=200):
     """What a training printed, once it ended well."""
-    output, _ = process.communicate(timeout=200)
+    output, _ = process.communicate(timeout=timeout_s)
     assert process.returncode == 0, output[-3000:]
     return output
 

@@ -75,6 +75,10 @@ def test_an_unknown_or_impossible_argument_is_refused():
         AppArgs(editor="e", table="t", device="cuda", gpus=0)
     with pytest.raises(ConfigError, match="device is cpu, but gpus is 1"):
         AppArgs(editor="e", table="t", device="cpu", gpus=1)
+    with pytest.raises(ConfigError, match="shard_resources is given, but num_index_shards is 0"):
+        AppArgs(editor="e", table="t", shard_resources={"index": 1})
+    with pytest.raises(ConfigError, match="shard_resources has CPU 1; give custom resources"):
+        AppArgs(editor="e", table="t", num_index_shards=1, shard_resources={"CPU": 1})
 
 
 def test_two_models_of_one_name_are_refused(args):

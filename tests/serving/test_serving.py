@@ -150,7 +150,18 @@ def test_a_second_server_is_refused_while_one_runs(client, editor_dir, table_uri
     assert client.get("/healthz").status_code == 200, "the refused start must leave the running one alone"
 
 
-@pytest.mark.parametrize(("wish", "says"), [({"cpus": 64}, "needs 65 CPUs"), ({"device": "cuda"}, "needs 1 GPUs")])
+@pytest.mark.parametrize(
+    ("wish", "says"),
+    [
+        ({"cpus": 64}, "needs 65 CPUs"),
+        ({"device": "cuda"}, "needs 1 GPUs"),
+        ({"cpus": 0.1, "num_index_shards": 2, "shard_resources": {"index": 1}}, "needs 2 of the resource 'index'"),
+        (
+            {"cpus": 0.1, "num_index_shards": 1, "shard_replicas": 2, "shard_replicas_per_node": 1},
+            "has 1 nodes with CPUs",
+        ),
+    ],
+)
 def test_an_application_too_large_for_the_cluster_is_refused_at_once(ray_cluster, editor_dir, table_uri, wish, says):
     args = AppArgs(editor=str(editor_dir), table=table_uri, **wish)
     with pytest.raises(ServiceError, match=says), serving(args, port=0):
