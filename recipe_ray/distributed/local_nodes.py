@@ -15,20 +15,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Any
 
-from ray._private import services
 from ray.cluster_utils import Cluster
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from recipe_ray.errors import ServiceError
 
 START_TIMEOUT_S = 400.0  # a node takes some seconds, on a busy machine a minute
+NUM_TRIES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,23 +136,19 @@ def main() -> None:
     parser.add_argument("cpus", type=float, nargs="+", help="CPUs of each node beside the head, which has none")
     parser.add_argument("--resources", type=json.loads, default={}, help="of each of them, a JSON object")
     args = parser.parse_args()
-    # Ray gives a node up that is not there after half a minute, without a setting for it, as a raylet does its agents,
-    # with one; a busy machine takes longer.
-    os.environ.setdefault("RAY_agent_register_timeout_ms", f"{1000 * START_TIMEOUT_S:.0f}")
-    services.get_node = retry(
-        retry=retry_if_exception_type(RuntimeError), wait=wait_fixed(0.5), stop=stop_after_delay(START_TIMEOUT_S)
-    )(services.get_node)
     cluster = Cluster()
-    cluster.add_node(num_cpus=0, include_dashboard=False, wait=False)
+    _patiently(lambda: cluster.add_node(num_cpus=0, include_dashboard=False, wait=False))
     found: dict[str, Any] = {}
 
     def add(cpus: float) -> str:
         name = f"node-{len(found) + 1}"
-        found[name] = cluster.add_node(
-            num_cpus=int(cpus) if cpus.is_integer() else cpus,
-            resources=args.resources or None,
-            node_name=name,
-            wait=False,
+        found[name] = _patiently(
+            lambda: cluster.add_node(
+                num_cpus=int(cpus) if cpus.is_integer() else cpus,
+                resources=args.resources or None,
+                node_name=name,
+                wait=False,
+            )
         )
         return name
 
@@ -180,6 +175,22 @@ def main() -> None:
                     print(f"give 'add CPUS', or 'kill NAME' with one of {', '.join(names)}", file=sys.stderr)
     finally:
         cluster.shutdown()
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Start a node; once more where its raylet ended itself.
+
+    It does where its agents do not start within 15 seconds, which on a busy machine they may not; Ray has no setting.
+    """
+    for _ in range(NUM_TRIES - 1):
+        before = set(_children(os.getpid()))
+        try:
+            return start()
+        except Exception as error:  # noqa: BLE001  # Ray raises just that
+            print(f"tried once more: {error}", file=sys.stderr)
+            for pid in set(_children(os.getpid())) - before:
+                _kill_all(pid)
+    return start()
 
 
 def _say(value: Mapping[str, Any]) -> None:
