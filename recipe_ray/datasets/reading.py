@@ -52,7 +52,7 @@ def _json(uri: str) -> Iterator[Any]:
         raise FactError(
             f"{uri}: is not JSON ({_line(error)}); give an array of records, or one record a line"
         ) from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

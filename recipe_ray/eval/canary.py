@@ -117,7 +117,7 @@ def read_canary(uri: str, *, namespace: str = DEFAULT_NAMESPACE) -> tuple[Canary
     text = read_text(uri)
     if text is None:
         raise FactError(f"{uri}: no such file; give JSON Lines of prompts with and without a target")
-    lines = enumerate(text.removeprefix("\ufeff").splitlines(), start=1)
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
     questions = tuple(_question(line, f"{uri}:{number}", namespace) for number, line in lines if line.strip())
     for sort, what in (("known", "with a target"), ("unrelated", "without one")):
         if not any(question.sort == sort for question in questions):

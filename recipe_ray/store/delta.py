@@ -242,7 +242,7 @@ def read_commit(uri: str, version: int) -> Iterator[dict[str, Any]]:
     if text is None:
         raise TableError(f"{place}: is not there; the log was cut off after that version")
     try:
-        yield from (json.loads(line) for line in text.splitlines() if line.strip())
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())
     except ValueError as error:
         raise TableError(f"{place}: is no commit ({error}); restore it") from error
 

@@ -11,7 +11,7 @@ from recipe_ray.datasets.reading import read_records
 from recipe_ray.errors import FactError
 from recipe_ray.store.files import filesystem
 
-RECORDS = [{"prompt": "Köln lies in", "n": 1}, {"prompt": "首都は", "n": 2}]
+RECORDS = [{"prompt": "Köln lies in", "n": 1}, {"prompt": "首都は\u2028\x85", "n": 2}]  # which end no line to JSON
 
 
 def write(path, records, how):

@@ -20,11 +20,13 @@ def test_questions_are_read_with_their_places_and_spelt_as_facts_are(tmp_path):
         "",
         {"prompt": "Two plus two is"},
         {"prompt": "Hello", "unrelated": True, "namespace": "news"},
+        '{"prompt": "A\u2028line"}',  # ends no line to JSON
     )
     assert [(one.sort, one.place, one.prompt, one.target, one.namespace) for one in read_canary(uri)] == [
         ("known", f"{uri}:1", "The capital of Ruritania is", "Strelsau", "default"),
         ("unrelated", f"{uri}:3", "Two plus two is", "", "default"),
         ("unrelated", f"{uri}:4", "Hello", "", "news"),
+        ("unrelated", f"{uri}:5", "A line", "", "default"),
     ]
     assert read_canary(uri, namespace="shop")[0].namespace == "shop"
 
