@@ -139,15 +139,17 @@ def encode_and_write(
 
 def results(items: Iterable[Item], function: Callable[..., Value], **settings: Any) -> Iterator[Value]:
     """Give what a function makes of each item, in a task, in the order in which they end."""
-    task = ray.remote(num_cpus=TASK_CPUS)(function)
+    # One task for all functions: a worker goes from one to the next at once, where it would stay with its own for some
+    # time, new ones being started for another.
+    task = ray.remote(num_cpus=TASK_CPUS)(_call)
     left = iter(items)
     room = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
-    running = [task.remote(item, **settings) for item in itertools.islice(left, room)]
+    running = [task.remote(function, item, settings) for item in itertools.islice(left, room)]
     try:
         with user_faults():
             while running:
                 (done,), running = ray.wait(running)
-                running += [task.remote(item, **settings) for item in itertools.islice(left, 1)]
+                running += [task.remote(function, item, settings) for item in itertools.islice(left, 1)]
                 yield ray.get(done)
     finally:
         for unfinished in running:
@@ -216,6 +218,10 @@ def _quiet_data() -> Iterator[None]:
         yield
     finally:
         context.enable_progress_bars = shown
+
+
+def _call(function: Callable[..., Value], item: Any, settings: Mapping[str, Any]) -> Value:
+    return function(item, **settings)
 
 
 def _hash(file: tuple[int, SourceFile]) -> tuple[int, bytes]:

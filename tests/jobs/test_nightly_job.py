@@ -16,6 +16,7 @@ from s3_environment import s3_environment
 
 from jobs.nightly import describe
 from recipe_ray.distributed.ingest import IngestReport
+from recipe_ray.distributed.local_nodes import local_nodes
 from recipe_ray.distributed.nightly import IndexSummary, NightlyReport
 from recipe_ray.eval.canary import CanaryLimits, CanaryQuestion, Told, judge
 from recipe_ray.store.delta import open_delta
@@ -96,17 +97,15 @@ def test_a_refusal_says_what_is_wrong_and_no_text_of_a_fact():
 
 
 class Night:
-    """The job, submitted to the session's cluster: its workers get the variables that name the bucket."""
+    """The job, on a cluster of several nodes: its workers get the variables that name the bucket."""
 
-    def __init__(self, root, endpoint, cache):
-        import ray
-
+    def __init__(self, root, endpoint, cache, address):
         self.root = root
         named = s3_environment(endpoint) | {"RECIPE_RAY_CACHE": str(cache)}
         self.environment = {
             **os.environ,
             **named,
-            "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+            "RAY_ADDRESS": address,
             "RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps({"runtime_env": {"env_vars": named}}),
         }
 
@@ -131,15 +130,21 @@ class Night:
         return job.returncode, said, complaint, json.loads(summary) if summary else None
 
 
+@pytest.fixture(scope="module")
+def three_nodes():
+    with local_nodes([1, 1, 1]) as nodes:
+        yield nodes
+
+
 @pytest.fixture
-def night(tmp_path, s3, _s3_server, ray_cluster, monkeypatch):
+def night(tmp_path, s3, _s3_server, three_nodes, monkeypatch):
     """The job and its editor, with all that it needs in the bucket."""
     monkeypatch.setenv("RECIPE_RAY_CACHE", str(tmp_path / "cache"))
     root, editor = f"{s3}/{tmp_path.name}", night_editor()
     editor.save(tmp_path / "editor")
     publish(tmp_path / "editor", f"{root}/editor")
     write_text(f"{root}/canary.jsonl", canary(editor))
-    return Night(root, _s3_server, tmp_path / "cache"), editor
+    return Night(root, _s3_server, tmp_path / "cache", three_nodes.address), editor
 
 
 def served(root, editor):
@@ -148,7 +153,6 @@ def served(root, editor):
     return view.version, view.base_version, {one["fact_id"]: one["target"] for one in view.facts("default", limit=999)}
 
 
-@pytest.mark.ray
 @pytest.mark.faults
 @pytest.mark.timeout(900)
 def test_a_good_dump_is_published_once_and_a_spoiled_one_is_not(night):
@@ -174,7 +178,6 @@ def test_a_good_dump_is_published_once_and_a_spoiled_one_is_not(night):
     assert served(job.root, editor) == (1, 1, LANDS)
 
 
-@pytest.mark.ray
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("number", range(5))

@@ -139,7 +139,7 @@ def _hash(table: FactTable, partition: Partition, at_us: int, wanted: npt.NDArra
         prompt_B = _hashes(batch.column("prompt"))
         chosen = np.not_equal(batch.column("prompt").to_numpy(zero_copy_only=False), "")
         if wanted is not None:
-            chosen &= np.isin(prompt_B, wanted)
+            chosen &= _is_among(prompt_B, wanted)
         rows.append(places[chosen])
         prompts.append(prompt_B[chosen])
         targets.append(target_hashes(batch)[chosen])
@@ -154,7 +154,7 @@ def _hash(table: FactTable, partition: Partition, at_us: int, wanted: npt.NDArra
 def _prompts_of(
     table: FactTable, partitions: Sequence[Partition], at_us: int, touched: frozenset[str]
 ) -> npt.NDArray[np.int64]:
-    """Hashes of the prompts of some facts, as far as they are live."""
+    """Hashes of the prompts of some facts, as far as they are live; sorted, each once."""
     shards = {shard_of(fact_id, table.num_shards) for fact_id in touched}
     wanted = pa.array(sorted(touched), pa.string())
     found = [np.empty(0, np.int64)]
@@ -165,7 +165,12 @@ def _prompts_of(
             is_touched = pc.is_in(ids.fact_ids.take(pa.array(rows, pa.int64())), value_set=wanted)
             rows = rows[is_touched.to_numpy(zero_copy_only=False)]
             found += [_hashes(batch.column("prompt")) for _, batch in ids.files.batches(rows, ("prompt",))]
-    return np.concatenate(found)
+    return np.unique(np.concatenate(found))
+
+
+def _is_among(hash_B: npt.NDArray[np.int64], sorted_W: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """np.isin, which would look through all that is sorted already with every batch; W > 0."""
+    return sorted_W[np.searchsorted(sorted_W[:-1], hash_B)] == hash_B
 
 
 def _ambiguous(prompt_F: npt.NDArray[np.int64], target_F: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
