@@ -8,7 +8,8 @@ Facts are invented, written as JSON Lines, and ingested into a new table on a Ra
 `jobs/ingest.py` does it. Bare encoding is one process a core over batches of the same facts, tokenised already, before
 and behind each ingest (of `--bare-facts` each): encoder, heads and prompt encoder alone. The last line is one JSON
 object; `ratio` is the ingest's facts a second over the bare ones', of the last size. Memory is the sum over this
-process and all of Ray's (PSS: what processes share is counted once), sampled every thirty seconds: looking takes time too.
+process and all of Ray's (PSS: what processes share is counted once), sampled every thirty seconds, for looking takes
+time too.
 
 `--random-encoder` stands for an editor that differs from the testbed's in its encoder alone, of so many layers and so
 wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 that of MiniLM-L6-H384. Weights make
