@@ -2,9 +2,9 @@
 
 import time
 
-import psutil
 import pytest
 from ingesting import Ingest, check_table, write_dump
+from node_processes import titles
 from training import NUM_STEPS, fingerprint, finish, kill, start
 
 from recipe_ray.distributed.local_nodes import local_nodes
@@ -19,19 +19,7 @@ NUM_BEFORE = 2  # units that are written before the node goes
 
 def where(nodes, title):
     """Names of the nodes on which processes of that title run, one for each process."""
-    found = []
-    for node in nodes.nodes.values():
-        try:
-            below = psutil.Process(node.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            continue
-        for process in below:
-            try:
-                if process.cmdline() and title in process.cmdline()[0]:
-                    found.append(node.name)
-            except psutil.Error:
-                continue
-    return sorted(found)
+    return sorted(node.name for node in nodes.nodes.values() for found in titles(node) if title in found)
 
 
 def train_on(cpus, folder):

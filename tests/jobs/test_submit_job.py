@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 JOB = Path(__file__).parents[2] / "jobs" / "submit.py"
+# The agent, which runs what is submitted, has one port on every machine: where another cluster has it, nothing is run.
 HEAD = """
 import sys
-import ray
-print(ray.init(address="local", num_cpus=1, include_dashboard=True).dashboard_url, flush=True)
+from ray.cluster_utils import Cluster
+head = {"num_cpus": 1, "include_dashboard": True, "dashboard_agent_listen_port": 0}
+print(Cluster(initialize_head=True, head_node_args=head).head_node.webui_url, flush=True)
 sys.stdin.read()
 """
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
+from node_processes import titles
 
 from recipe_ray.distributed.local_nodes import local_nodes
 from recipe_ray.store.schema import shard_of
@@ -150,16 +150,10 @@ def questions(url):
 
 def replicas(nodes):
     """Deployments whose replicas run on each node, by its name."""
-    found = {name: set() for name in nodes.nodes}
-    for name, node in nodes.nodes.items():
-        for process in psutil.Process(node.pid).children(recursive=True):
-            try:
-                title = (process.cmdline() or [""])[0]
-            except psutil.Error:
-                continue
-            if match := REPLICA.search(title):
-                found[name].add(match[1])
-    return found
+    return {
+        name: {match[1] for title in titles(node) if (match := REPLICA.search(title))}
+        for name, node in nodes.nodes.items()
+    }
 
 
 def nodes_of(part, placed):
