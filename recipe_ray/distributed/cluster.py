@@ -8,7 +8,7 @@ from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wa
 
 from recipe_ray.errors import ConfigError, ServiceError
 
-IDLE_WORKERS = 6  # processes kept for the next tasks, beside one a CPU
+IDLE_WORKER_S = 30  # a process beyond one a CPU waits so long for its next task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +70,9 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False) -> None:
     # On by default, it would leave a token in the home folder, and a plain `ray job submit` is refused from then on.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     # Ray ends idle worker processes beyond one a CPU after a second; on a small machine every task of a pipeline would
-    # then wait for a new one, which costs as much as the task: a tenth of an ingest.
-    os.environ.setdefault("RAY_num_workers_soft_limit", str(IDLE_WORKERS + (num_cpus or os.cpu_count() or 1)))
+    # then wait for a new one, which costs as much as the task. Kept for ever, each takes a hundredth of a core from the
+    # encoders, waking a hundred times a second.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)
 
 
