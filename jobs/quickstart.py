@@ -30,7 +30,7 @@ from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.distributed.train import TrainReport, train_editor
 from recipe_ray.distributed.train_args import TrainArgs
 from recipe_ray.distributed.train_loop import describe
-from recipe_ray.errors import OutputError, ServiceError
+from recipe_ray.errors import ConfigError, OutputError, ServiceError
 from recipe_ray.eval.cases import SORTS, EvalCase, facts_of_prompts, num_sampled
 from recipe_ray.eval.evaluation import evaluate_counts
 from recipe_ray.eval.methods.in_context import Oracle
@@ -44,7 +44,6 @@ from recipe_ray.store.snapshot import read_snapshot
 from serving.local import serving
 from serving.settings import AppArgs, ModelArgs
 
-NUM_EDITS = 1000
 SIMULTANEOUS = (1, 10, 100, 1000)
 NUM_QUESTIONS = 5
 NUM_SPEED_PAIRS = 40
@@ -66,11 +65,17 @@ class QuickstartArgs:
         output: folder, local; what an earlier quickstart left there is removed first.
         preset: the training's set-up; `smoke` shows the path in a minute and teaches nothing.
         num_steps: of the training, instead of the preset's.
+        num_edits: how many are ingested and asked about.
     """
 
     output: Path = Path("runs/quickstart")
     preset: str = "testbed"
     num_steps: int | None = None
+    num_edits: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.num_edits < 1:
+            raise ConfigError(f"--num-edits is {self.num_edits}; give 1 or more")
 
 
 def main(args: QuickstartArgs) -> None:
@@ -79,7 +84,7 @@ def main(args: QuickstartArgs) -> None:
     console = Console(width=120)
     config = TrainArgs(preset=args.preset, num_steps=args.num_steps).config()
     folder = _emptied(args.output.absolute())
-    cases = testbed_cases(NUM_EDITS)
+    cases = testbed_cases(args.num_edits)
     seconds: dict[str, float] = {}
     # Serving wants a little more than one CPU, and training all there are; a single core is reported as two.
     connect(num_cpus=2, show_workers=True)
@@ -89,7 +94,7 @@ def main(args: QuickstartArgs) -> None:
         seconds["train"] = trained.seconds
         _print_training(console, trained)
 
-        console.rule(f"2. ingest {NUM_EDITS:,} counterfactual edits")
+        console.rule(f"2. ingest {args.num_edits:,} counterfactual edits")
         dump = folder / "edits.jsonl"
         _write_dump(dump, cases)
         ingested = ingest(
@@ -111,7 +116,7 @@ def main(args: QuickstartArgs) -> None:
     finally:
         ray.shutdown()
 
-    console.rule("4. measure, 1 to 1,000 edits at once")
+    console.rule(f"4. measure, 1 to {args.num_edits:,} edits at once")
     begun = time.monotonic()
     edits, retrieval = _measure_edits(folder, cases)
     seconds["measure"] = time.monotonic() - begun
@@ -228,7 +233,7 @@ def _measure_edits(folder: Path, cases: tuple[EvalCase, ...]) -> tuple[dict[str,
     unedited = plain_reader(llm)
     edits: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
-    for num_edits in SIMULTANEOUS:
+    for num_edits in sorted({min(number, len(cases)) for number in SIMULTANEOUS}):
         asked = cases[: num_sampled(len(cases), num_edits)]
         edits[str(num_edits)] = {}
         for method in methods:

@@ -265,6 +265,7 @@ def test_without_recipes_editor_only_those_are_compared_that_need_none():
 
 
 @pytest.mark.ray
+@pytest.mark.faults
 def test_a_worker_that_dies_costs_its_cell_alone(args, ray_cluster, monkeypatch):
     class Dying(CellRunner):
         def run(self, cell, cases):

@@ -85,7 +85,7 @@ def kill_and_recover(tmp_path, editor_dir, victim, seed):
     return killed
 
 
-@pytest.mark.parametrize("victim", ["driver", "encoder", "writer"])
+@pytest.mark.parametrize("victim", ["encoder", "writer"])
 def test_a_kill_loses_and_doubles_nothing(tmp_path, editor_dir, victim):
     kill_and_recover(tmp_path, editor_dir, victim, seed=victim)
 
@@ -131,6 +131,7 @@ def test_every_fault_of_s3_loses_nothing(tmp_path, editor_dir, fault):
         on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
 
 
+@pytest.mark.faults
 def test_two_ingests_and_a_compaction_at_once_end_as_if_one_after_another(tmp_path, editor_dir):
     from recipe_ray.store.upkeep.compaction import compact
 

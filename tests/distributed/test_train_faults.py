@@ -13,7 +13,7 @@ from faulty_s3 import FaultyS3
 from s3_environment import s3_environment
 from training import NUM_STEPS, at_random, fail, fingerprint, finish, kill, start, wait_for_checkpoint
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
 
 
@@ -101,7 +101,6 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(small_disk):
 KINDS = ("machine", "driver", "worker", "any")
 
 
-@pytest.mark.faults
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(12))
 def test_kills_at_random_moments_leave_the_same_weights_to_the_bit(tmp_path, undisturbed, seed):

@@ -130,9 +130,12 @@ def table_uri(editor, tmp_path_factory):
     return table.uri
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def server_url(ray_cluster, editor_dir, table_uri, tmp_path_factory):
-    """The whole application over real HTTP, with its own copy of the table, which tests write to."""
+    """The whole application over real HTTP, with its own copy of the table, which tests write to.
+
+    One for all modules that want it: a start takes half a minute on two cores.
+    """
     import shutil
 
     from serving.local import serving
