@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.quickstart import MARK_FILE, _emptied
-from recipe_ray.errors import OutputError
+from jobs.quickstart import MARK_FILE, QuickstartArgs, _emptied
+from recipe_ray.errors import ConfigError, OutputError
 from recipe_ray.eval.cases import SORTS
 
 JOB = Path(__file__).parents[2] / "jobs" / "quickstart.py"
@@ -27,6 +27,11 @@ def test_only_a_folder_of_an_earlier_quickstart_is_emptied(tmp_path):
     with pytest.raises(OutputError, match=r"thesis\.txt: cannot be written"):
         _emptied(tmp_path / "thesis.txt")
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_no_edits_at_all_are_refused():
+    with pytest.raises(ConfigError, match="--num-edits is 0; give 1 or more"):
+        QuickstartArgs(num_edits=0)
 
 
 @pytest.mark.ray
