@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -56,7 +57,11 @@ def main() -> None:
     parser.add_argument("--num-facts", type=int, default=16_384)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only-bare", action="store_true", help="leave out the loop, and the ratio with it")
+    parser.add_argument(
+        "--on-request",
+        action="store_true",
+        help="bare passes alone, a round for each line read, its facts a second each",
+    )
     args = parser.parse_args()
     device = pick_device(args.device)
     editor = load_editor(args.editor, str(device)) if args.editor else build(device)
@@ -69,11 +74,18 @@ def main() -> None:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
+    if args.on_request:
+        bare_passes(editor, batches)
+        print("ready", flush=True)
+        for _ in sys.stdin:
+            begun = synchronized()
+            bare_passes(editor, batches)
+            print(len(statements) / (synchronized() - begun), flush=True)
+        return
     loop_s, bare_s = [], []
     for number in range(args.rounds + 1):
         begun = synchronized()
-        if not args.only_bare:
-            editor.encode_facts(statements)
+        editor.encode_facts(statements)
         middle = synchronized()
         bare_passes(editor, batches)
         end = synchronized()
@@ -81,10 +93,8 @@ def main() -> None:
             loop_s.append(middle - begun)
             bare_s.append(end - middle)
     result = {
-        "ratio": None
-        if args.only_bare
-        else statistics.median(bare / loop for bare, loop in zip(bare_s, loop_s, strict=True)),
-        "facts_per_s": None if args.only_bare else len(statements) / statistics.median(loop_s),
+        "ratio": statistics.median(bare / loop for bare, loop in zip(bare_s, loop_s, strict=True)),
+        "facts_per_s": len(statements) / statistics.median(loop_s),
         "bare_facts_per_s": len(statements) / statistics.median(bare_s),
         "num_facts": len(statements),
         "tokens_per_fact": sum(map(len, token_ids)) / len(statements),

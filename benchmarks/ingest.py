@@ -4,12 +4,14 @@ r"""What an ingest costs beside the encoding that it cannot avoid, and what its 
     python benchmarks/ingest.py --editor EDITOR --num-facts 100000 1000000 --again --delta 0.01 --folder FOLDER
     python benchmarks/ingest.py --random-encoder 6x384                           # the ratio with a larger encoder
 
-Facts are invented, written as JSON Lines, and ingested into a new table on a Ray cluster of this machine, as
-`jobs/ingest.py` does it. Bare encoding is one process a core over batches of the same facts, tokenised already, before
-and behind each ingest (of `--bare-facts` each): encoder, heads and prompt encoder alone. The last line is one JSON
-object; `ratio` is the ingest's facts a second over the bare ones', of the last size. Memory is the sum over this
-process and all of Ray's (PSS: what processes share is counted once), sampled every thirty seconds, for looking takes
-time too.
+Facts are invented, written as JSON Lines, and ingested into a new table by `jobs/ingest.py` on a Ray cluster of its
+own. Bare encoding is one process a core over batches of the same facts, tokenised already: encoder, heads and prompt
+encoder alone, on both cores at once. How fast these cores are may change within minutes, where others use the same
+machine; so bare encoding is timed before the ingest, behind it and `--probes` times in between, while all processes of
+the ingest are stopped (SIGSTOP), and that time is taken out of the ingest's (an ingest
+of less than half a minute is not stopped). The last line is one JSON object; `ratio`
+is the ingest's facts a second over the mean of the bare ones, of the last size. Memory is the sum over all processes of
+the ingest (PSS: what processes share is counted once), sampled once a minute, for looking takes time too.
 
 `--random-encoder` stands for an editor that differs from the testbed's in its encoder alone, of so many layers and so
 wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 that of MiniLM-L6-H384. Weights make
@@ -20,6 +22,7 @@ checks the table: counts, contents, and a random sample encoded again.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -29,8 +32,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +44,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from recipe_ray.config import TESTBED
-from recipe_ray.distributed.cluster import connect
-from recipe_ray.distributed.ingest import IngestReport, ingest
-from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.model.encoder import TextEncoder
 from recipe_ray.model.hub import model_source
@@ -54,40 +54,96 @@ from recipe_ray.store.table import FactTable
 from recipe_ray.testbed.million import generate_facts
 
 ENCODE = Path(__file__).with_name("encode.py")
+JOB = Path(__file__).parent.parent / "jobs" / "ingest.py"
 SAMPLE = 500
-SAMPLE_S = 30.0
+SAMPLE_S = 60.0
+BEGUN_S = 30.0
 
 
-class Memory:
-    """The largest memory of this process and all its descendants, in bytes, sampled in the background."""
+class BareEncoding:
+    """Processes, one a core, that encode the same facts when they are asked to and sleep otherwise."""
 
-    def __init__(self) -> None:
-        self.peak_bytes = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+    def __init__(self, editor: str, facts: Path, num_facts: int) -> None:
+        command = [sys.executable, str(ENCODE), "--editor", editor, "--facts", str(facts), "--device", "cpu"]
+        command += ["--num-facts", str(num_facts), "--on-request"]
+        self._processes = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            for _ in range(os.cpu_count() or 1)
+        ]
+        self._replies()
 
-    def __enter__(self) -> "Memory":
-        self._thread.start()
+    def __enter__(self) -> "BareEncoding":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        for process in self._processes:
+            process.communicate()
 
-    def _watch(self) -> None:
-        while not self._stop.wait(SAMPLE_S):
-            self.peak_bytes = max(self.peak_bytes, memory_bytes())
+    def facts_per_s(self) -> float:
+        """Of all processes together, working at once."""
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return sum(map(float, self._replies()))
+
+    def _replies(self) -> list[str]:
+        replies = []
+        for process in self._processes:
+            assert process.stdout is not None
+            replies.append(process.stdout.readline())
+            if not replies[-1]:
+                raise RuntimeError(f"{' '.join(map(str, process.args))} has ended")
+        return replies
 
 
-def memory_bytes() -> int:
-    """Proportional set size of this process and all its descendants."""
-    me, total = psutil.Process(), 0
-    for process in (me, *me.children(recursive=True)):
+class Watch:
+    """Samples the memory of a process and all its descendants; stops and continues them all."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_bytes = 0
+        self.stopped_s = 0.0
+        self._root = psutil.Process(pid)
+        self._sampled = 0.0
+
+    def sample(self) -> None:
+        """Look at the memory, unless the last look was just now."""
+        if time.monotonic() - self._sampled < SAMPLE_S:
+            return
+        self._sampled, total = time.monotonic(), 0
+        for process in self._all():
+            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+                total += process.memory_full_info().pss
+        self.peak_bytes = max(self.peak_bytes, total)
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """All of them stand still."""
+        stopped: list[psutil.Process] = []
+        begun = time.monotonic()
+        while new := [process for process in self._all() if process not in stopped]:  # some begin while others stop
+            for process in new:
+                with contextlib.suppress(psutil.Error):
+                    process.suspend()
+            stopped += new
+        yield
+        for process in reversed(stopped):
+            with contextlib.suppress(psutil.Error):
+                process.resume()
+        self.stopped_s += time.monotonic() - begun
+
+    def _all(self) -> list[psutil.Process]:
         try:
-            total += process.memory_full_info().pss
-        except psutil.Error:  # it has ended meanwhile
-            continue
-    return total
+            return [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
 
 
 def save_random_editor(shape: str, folder: Path) -> None:
@@ -104,25 +160,6 @@ def save_random_editor(shape: str, folder: Path) -> None:
     model = AutoModel.from_config(encoder_config, dtype=torch.float32, add_pooling_layer=False)
     encoder = TextEncoder(model, AutoTokenizer.from_pretrained(source), config.pooling)
     Editor(config, encoder, llm_width=llm_width(TESTBED)).save(folder)
-
-
-def bare_facts_per_s(editor: str, facts: Path, num_facts: int) -> float:
-    """Facts a second of bare encoding by one process a core, together."""
-    cores = os.cpu_count() or 1
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ENCODE), "--editor", editor, "--facts", str(facts), "--device", "cpu"]
-    command += ["--num-facts", str(num_facts), "--rounds", "1", "--only-bare"]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for _ in range(cores)
-    ]
-    total = 0.0
-    for process in processes:
-        output, _ = process.communicate()
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}")
-        total += json.loads(output.splitlines()[-1])["bare_facts_per_s"]
-    return total
 
 
 def write_dump(path: Path, num_facts: int, *, changed: float | None = None) -> int:
@@ -165,11 +202,30 @@ def check_table(uri: str, editor: str, expected: dict[str, str]) -> dict[str, An
     return {"facts": num_facts, "sample": SAMPLE * len(table.partitions()), "largest_relative_difference": worst}
 
 
-def measured(config: IngestConfig) -> dict[str, Any]:
-    """One ingest: its report and its peak memory."""
-    with Memory() as memory:
-        report: IngestReport = ingest(config)
-    return {**asdict(report), "peak_memory_bytes": memory.peak_bytes}
+def run_ingest(
+    flags: Sequence[str], report: Path, bare: BareEncoding | None = None, probes: Sequence[float] = ()
+) -> dict[str, Any]:
+    """One ingest by the job: its report, its peak memory, and the rates of bare encoding after so many seconds each."""
+    report.unlink(missing_ok=True)
+    command = [sys.executable, str(JOB), *flags, "--report", str(report)]
+    environment = {**os.environ, "PYTHONPATH": str(JOB.parent.parent)}
+    process = subprocess.Popen(command, env=environment)
+    watch, begun, rates, left = Watch(process.pid), time.monotonic(), [], list(probes)
+    while process.poll() is None:
+        time.sleep(0.5)
+        watch.sample()
+        if bare is not None and left and time.monotonic() - begun - watch.stopped_s >= left[0]:
+            left.pop(0)
+            with watch.stopped():
+                rates.append(bare.facts_per_s())
+    if process.returncode or left:
+        raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}, {len(left)} probes before its end")
+    return {
+        **json.loads(report.read_text()),
+        "peak_memory_bytes": watch.peak_bytes,
+        "stopped_s": watch.stopped_s,
+        "bare_facts_per_s": rates,
+    }
 
 
 def main() -> None:
@@ -179,7 +235,8 @@ def main() -> None:
     which.add_argument("--editor", help="directory of a trained editor")
     which.add_argument("--random-encoder", metavar="LAYERSxWIDTH", help="instead of a trained editor")
     parser.add_argument("--num-facts", type=int, nargs="+", default=[200_000])
-    parser.add_argument("--bare-facts", type=int, default=8192)
+    parser.add_argument("--bare-facts", type=int, default=2048, help="that each process encodes at a time")
+    parser.add_argument("--probes", type=int, default=8, help="times that bare encoding is timed during an ingest")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--delta", type=float)
     parser.add_argument("--folder", type=Path, help="keep dumps and tables here")
@@ -191,28 +248,30 @@ def main() -> None:
         save_random_editor(args.random_encoder, Path(args.editor))
     sizes: dict[str, Any] = {}
     for num_facts in args.num_facts:
-        dump, table = folder / f"{num_facts}.jsonl", folder / f"table-{num_facts}"
+        dump, table, report = (folder / f"{num_facts}{end}" for end in (".jsonl", "-table", "-report.json"))
         shutil.rmtree(table, ignore_errors=True)
         write_dump(dump, num_facts)
-        bare = [bare_facts_per_s(args.editor, dump, args.bare_facts)]
-        connect()
-        try:
-            config = IngestConfig(source=str(dump), table=str(table), editor=args.editor)
-            result: dict[str, Any] = {"ingest": measured(config)}
-            if args.again:
-                result["again"] = measured(config)
-            expected = {fact["id"]: fact["target"] for fact in generate_facts(num_facts, seed=0)}
-            if args.delta:
-                delta = folder / f"{num_facts}-delta.jsonl"
-                result["delta_facts"] = write_dump(delta, num_facts, changed=args.delta)
-                with delta.open() as lines:
-                    expected |= {fact["id"]: fact["target"] for fact in map(json.loads, lines)}
-                result["delta"] = measured(IngestConfig(source=str(delta), table=str(table), editor=args.editor))
-        finally:
-            ray.shutdown()
-        bare.append(bare_facts_per_s(args.editor, dump, args.bare_facts))
-        result["bare_facts_per_s"] = bare
-        result["ratio"] = result["ingest"]["facts_per_s"] / statistics.mean(bare)
+        flags = ["--source", str(dump), "--table", str(table), "--editor", args.editor]
+        with BareEncoding(args.editor, dump, args.bare_facts) as bare:
+            rates = [bare.facts_per_s()]
+            # By then it has begun for certain, and cannot have ended: none is faster than bare encoding.
+            first, last = BEGUN_S, 0.9 * num_facts / rates[0]
+            places = np.linspace(first, last, args.probes).tolist() if last > first else []
+            result: dict[str, Any] = {"ingest": run_ingest(flags, report, bare, places)}
+            rates += [*result["ingest"]["bare_facts_per_s"], bare.facts_per_s()]
+        seconds = result["ingest"]["seconds"] - result["ingest"]["stopped_s"]
+        result |= {"seconds": seconds, "facts_per_s": num_facts / seconds, "bare_facts_per_s": rates}
+        result["ratio"] = result["facts_per_s"] / statistics.mean(rates)
+        if args.again:
+            result["again"] = run_ingest(flags, report)
+        expected = {fact["id"]: fact["target"] for fact in generate_facts(num_facts, seed=0)}
+        if args.delta:
+            delta = folder / f"{num_facts}-delta.jsonl"
+            result["delta_facts"] = write_dump(delta, num_facts, changed=args.delta)
+            with delta.open() as lines:
+                expected |= {fact["id"]: fact["target"] for fact in map(json.loads, lines)}
+            flags[1] = str(delta)
+            result["delta"] = run_ingest(flags, report)
         result["check"] = check_table(str(table), args.editor, expected)
         sizes[str(num_facts)] = result
         print(json.dumps({str(num_facts): result}), flush=True)

@@ -75,7 +75,7 @@ def main() -> None:
     cells: dict[str, Any] = {}
     for num_facts in args.num_facts:
         table = filled_table(folder, args.editor, num_facts)
-        connect(num_cpus=max(4, os.cpu_count() or 1))
+        connect(num_cpus=max(4, os.cpu_count() or 1), telemetry=True)
         try:
             app = AppArgs(
                 editor=args.editor,
