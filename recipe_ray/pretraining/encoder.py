@@ -148,7 +148,7 @@ def train_encoder(
         batch: the edits of a step; the same each time it is asked.
         tuning: edits to measure on.
         output: folder of the encoder; it holds the state of the training as well, until the end.
-        steps, learning_rate: of one cycle.
+        steps, learning_rate: of one cycle; a start with another number of steps goes on at its place in the new cycle.
         seed: of the masks.
         log_every, save_every: steps between two lines, and between two saved states.
     """
@@ -172,7 +172,7 @@ def train_encoder(
             found = retrieval_accuracy(encoder, tuning)
             print(f"step {done}/{steps} {parts} {found} {time.monotonic() - started:.0f} s", flush=True)
         if done % save_every == 0 and done < steps:
-            save_state(output, done, task, optimizer, schedule)
+            save_state(output, done, task, optimizer)
     saved = copy.deepcopy(encoder.model).bfloat16()
     saved.save_pretrained(output)
     encoder.tokenizer.model_max_length = encoder.max_tokens

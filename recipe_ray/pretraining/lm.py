@@ -115,7 +115,7 @@ def train_lm(
         documents: documents without end for a step; the same each time it is asked.
         shape: of rows.
         output: folder of the LM; it holds the state of the training as well, until the end.
-        steps, learning_rate: of one cycle.
+        steps, learning_rate: of one cycle; a start with another number of steps goes on at its place in the new cycle.
         seed: of the sampled targets.
         log_every, save_every: steps between two lines, and between two saved states.
     """
@@ -142,7 +142,7 @@ def train_lm(
         if done % log_every == 0:
             print(f"step {done}/{steps} loss {loss.item():.4f} {time.monotonic() - started:.0f} s", flush=True)
         if done % save_every == 0 and done < steps:
-            save_state(output, done, model, optimizer, schedule)
+            save_state(output, done, model, optimizer)
     save_lm(model, tokenizer, output)
     remove_state(output)
     return time.monotonic() - started

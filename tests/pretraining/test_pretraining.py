@@ -43,7 +43,7 @@ def test_a_row_holds_whole_documents_and_the_chances_of_targets(tokenizer):
 
 
 def test_an_lm_learns_what_it_reads_and_an_interrupted_training_ends_alike(tokenizer, tmp_path):
-    def train(folder, *, stop_at=None):
+    def train(folder, *, stop_at=None, steps=160):
         torch.manual_seed(0)
         model = new_lm(tokenizer, SHAPE)
 
@@ -52,7 +52,7 @@ def test_an_lm_learns_what_it_reads_and_an_interrupted_training_ends_alike(token
                 raise KeyboardInterrupt
             return documents(step)
 
-        options = {"output": tmp_path / folder, "steps": 160, "learning_rate": 1e-2, "seed": 1, "save_every": 10}
+        options = {"output": tmp_path / folder, "steps": steps, "learning_rate": 1e-2, "seed": 1, "save_every": 10}
         train_lm(model, tokenizer, until, SHAPE, **options)
         return model
 
@@ -62,8 +62,11 @@ def test_an_lm_learns_what_it_reads_and_an_interrupted_training_ends_alike(token
     resumed = train("cut")
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    llm = load_llm(str(tmp_path / "cut"))
-    assert share_answered(llm, FACTS) == 1.0
+    with pytest.raises(KeyboardInterrupt):
+        train("longer", stop_at=35, steps=320)
+    train("longer")  # 30 steps of 320, and the rest as a cycle of 160 has it
+    for folder in ("cut", "longer"):
+        assert share_answered(load_llm(str(tmp_path / folder)), FACTS) == 1.0
     assert not (tmp_path / "cut" / "state.pt").exists()
     untrained = FrozenLLM(LlamaForCausalLM(whole.config), tokenizer, name="untrained")
     assert share_answered(untrained, FACTS) < 0.5
