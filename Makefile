@@ -37,7 +37,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests $(TOGETHER)
 
 format: $(STAMP)
 	$(BIN)/ruff format .
