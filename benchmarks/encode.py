@@ -11,6 +11,7 @@ JSON object; `ratio` is the loop's facts a second over those of the bare passes.
 import argparse
 import json
 import platform
+import random
 import statistics
 import sys
 import time
@@ -53,7 +54,9 @@ def main() -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--editor", type=Path, help="directory of a trained editor")
     which.add_argument("--config", choices=["roberta-base"], help="random weights of the paper's size")
-    parser.add_argument("--facts", type=Path, help="JSON Lines with prompt and target; invented ones if not given")
+    parser.add_argument(
+        "--facts", type=Path, help="JSON Lines with prompt and target, drawn from; invented ones if not given"
+    )
     parser.add_argument("--num-facts", type=int, default=16_384)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
@@ -115,12 +118,13 @@ def main() -> None:
 
 
 def read_statements(path: Path | None, num_facts: int) -> list[str]:
-    """Statements of a file's facts, or of invented ones."""
+    """Statements of facts drawn from a file, or of invented ones."""
     if path is None:
         records = list(generate_facts(num_facts, seed=0))
     else:
-        with path.open() as lines:
-            records = [json.loads(line) for _, line in zip(range(num_facts), lines, strict=False)]
+        lines = path.read_text().splitlines()
+        # Not the first ones: of invented facts they are the shortest, for names grow with their number.
+        records = [json.loads(line) for line in random.Random(0).sample(lines, min(num_facts, len(lines)))]
     return [f"{record['prompt']} {record['target']}" for record in records]
 
 

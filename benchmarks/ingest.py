@@ -5,13 +5,13 @@ r"""What an ingest costs beside the encoding that it cannot avoid, and what its 
     python benchmarks/ingest.py --random-encoder 6x384                           # the ratio with a larger encoder
 
 Facts are invented, written as JSON Lines, and ingested into a new table by `jobs/ingest.py` on a Ray cluster of its
-own. Bare encoding is one process a core over batches of the same facts, tokenised already: encoder, heads and prompt
-encoder alone, on both cores at once. How fast these cores are may change within minutes, where others use the same
-machine; so bare encoding is timed before the ingest, behind it and `--probes` times in between, while all processes of
-the ingest are stopped (SIGSTOP), and that time is taken out of the ingest's (an ingest
-of less than half a minute is not stopped). The last line is one JSON object; `ratio`
-is the ingest's facts a second over the mean of the bare ones, of the last size. Memory is the sum over all processes of
-the ingest (PSS: what processes share is counted once), sampled once a minute, for looking takes time too.
+own. Bare encoding is one process a core over batches of facts drawn from the same dump, tokenised already: encoder,
+heads and prompt encoder alone, on all cores at once. How fast these cores are may change within minutes, where others
+use the same machine; so bare encoding is timed before the ingest, behind it and `--probes` times in between, while all
+processes of the ingest are stopped (SIGSTOP), and that time is taken out of the ingest's (an ingest of less than half a
+minute is not stopped). The last line is one JSON object; `ratio` is the ingest's facts a second over the mean of the
+bare ones, of the last size. Memory is the sum over all processes of the ingest (PSS: what processes share is counted
+once), sampled once a minute, for looking takes time too.
 
 `--random-encoder` stands for an editor that differs from the testbed's in its encoder alone, of so many layers and so
 wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 that of MiniLM-L6-H384. Weights make

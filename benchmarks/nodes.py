@@ -99,7 +99,7 @@ def joined(cpus: tuple[float, ...]) -> Iterator[None]:
     """Join a cluster of such nodes; on several, each has room for one part of an index."""
     with local_nodes(cpus, resources={"index": NUM_PARTS / min(NUM_PARTS, len(cpus))}) as nodes:
         os.environ["RAY_ADDRESS"] = nodes.address
-        connect()
+        connect(bulk=True)
         try:
             yield
         finally:

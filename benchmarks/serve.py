@@ -75,7 +75,7 @@ def main() -> None:
     cells: dict[str, Any] = {}
     for num_facts in args.num_facts:
         table = filled_table(folder, args.editor, num_facts)
-        connect(num_cpus=max(4, os.cpu_count() or 1), telemetry=True)
+        connect(num_cpus=max(4, os.cpu_count() or 1))
         try:
             app = AppArgs(
                 editor=args.editor,
@@ -118,7 +118,7 @@ def filled_table(folder: Path, editor: str, num_facts: int) -> str:
         if num_facts:
             dump = folder / f"{num_facts}.jsonl"
             dump.write_text("".join(json.dumps(fact) + "\n" for fact in generate_facts(num_facts, seed=0)))
-            connect()
+            connect(bulk=True)
             try:
                 ingest(IngestConfig(source=str(dump), table=str(table), editor=editor))
             finally:

@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--num-ingresses", type=int, default=2)
     parser.add_argument("--kill-window-s", type=float, default=30.0, help="after a kill, left out of the p99")
     args = parser.parse_args()
-    connect(num_cpus=max(4, os.cpu_count() or 1), telemetry=True)
+    connect(num_cpus=max(4, os.cpu_count() or 1))
     try:
         with tempfile.TemporaryDirectory(prefix="serve-load-") as folder:
             table = str(Path(folder) / "table")

@@ -277,7 +277,7 @@ class Reencode(TableArgs):
             num_encoders=self.num_encoders,
             gpus_per_encoder=self.gpus_per_encoder,
         )
-        connect()
+        connect(bulk=True)
         try:
             report = reencode(config)
         finally:

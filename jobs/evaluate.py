@@ -18,7 +18,7 @@ def main(args: EvaluateArgs) -> None:
 
     Exit status: 0 every cell is measured, 2 some cells failed and the report says why, 1 failed.
     """
-    connect()
+    connect(bulk=True)
     try:
         report = evaluate(args)
     finally:

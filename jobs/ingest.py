@@ -23,7 +23,7 @@ def main(config: IngestConfig) -> None:
     """
     if config.report is not None:
         check_writable(config.report)
-    connect()
+    connect(bulk=True)
     try:
         report = ingest(config)
     finally:

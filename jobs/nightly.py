@@ -27,7 +27,7 @@ def main(config: NightlyConfig) -> None:
     """
     if config.json is not None:
         check_writable(config.json)
-    connect()
+    connect(bulk=True)
     try:
         report = nightly(config, say=lambda text: print(text, file=sys.stderr, flush=True))
     finally:

@@ -18,8 +18,7 @@ def main(args: ServerArgs) -> None:
     # Before anything is started: the commonest troubles.
     check_exposure(args.host, args.keys, open=args.open)
     bindable_port(args.host, args.port)
-    # Serve counts cores, and a small machine has few.
-    connect(num_cpus=max(os.cpu_count() or 1, args.app_args().num_cpus), telemetry=True)
+    connect(num_cpus=max(os.cpu_count() or 1, args.app_args().num_cpus))  # Serve counts cores, a small machine has few
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `docker stop` and `ray job stop` end it as Ctrl-C does
     try:
         with serving(args.app_args(), host=args.host, port=args.port) as url:
