@@ -44,7 +44,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from recipe_ray.config import TESTBED
-from recipe_ray.model.editor import Editor, load_editor
+from recipe_ray.model.editor import TEXTS_PER_CHUNK, Editor, load_editor
 from recipe_ray.model.encoder import TextEncoder
 from recipe_ray.model.hub import model_source
 from recipe_ray.model.llm import llm_width
@@ -235,7 +235,12 @@ def main() -> None:
     which.add_argument("--editor", help="directory of a trained editor")
     which.add_argument("--random-encoder", metavar="LAYERSxWIDTH", help="instead of a trained editor")
     parser.add_argument("--num-facts", type=int, nargs="+", default=[200_000])
-    parser.add_argument("--bare-facts", type=int, default=2048, help="that each process encodes at a time")
+    parser.add_argument(
+        "--bare-facts",
+        type=int,
+        default=TEXTS_PER_CHUNK,  # what an ingest sorts by length together: fewer have more padding
+        help="that each process encodes at a time",
+    )
     parser.add_argument("--probes", type=int, default=8, help="times that bare encoding is timed during an ingest")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--delta", type=float)
