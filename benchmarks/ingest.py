@@ -77,9 +77,13 @@ class BareEncoding:
             )
             for _ in range(os.cpu_count() or 1)
         ]
-        self._replies()
 
     def __enter__(self) -> "BareEncoding":
+        try:
+            self._replies()  # ready, each of them
+        except RuntimeError:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -133,11 +137,13 @@ class Watch:
                 with contextlib.suppress(psutil.Error):
                     process.suspend()
             stopped += new
-        yield
-        for process in reversed(stopped):
-            with contextlib.suppress(psutil.Error):
-                process.resume()
-        self.stopped_s += time.monotonic() - begun
+        try:
+            yield
+        finally:
+            for process in reversed(stopped):
+                with contextlib.suppress(psutil.Error):
+                    process.resume()
+            self.stopped_s += time.monotonic() - begun
 
     def _all(self) -> list[psutil.Process]:
         try:
@@ -209,15 +215,21 @@ def run_ingest(
     report.unlink(missing_ok=True)
     command = [sys.executable, str(JOB), *flags, "--report", str(report)]
     environment = {**os.environ, "PYTHONPATH": str(JOB.parent.parent)}
-    process = subprocess.Popen(command, env=environment)
-    watch, begun, rates, left = Watch(process.pid), time.monotonic(), [], list(probes)
-    while process.poll() is None:
-        time.sleep(0.5)
-        watch.sample()
-        if bare is not None and left and time.monotonic() - begun - watch.stopped_s >= left[0]:
-            left.pop(0)
-            with watch.stopped():
-                rates.append(bare.facts_per_s())
+    rates: list[float] = []
+    left = list(probes)
+    with subprocess.Popen(command, env=environment) as process:
+        watch, begun = Watch(process.pid), time.monotonic()
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                watch.sample()
+                if bare is not None and left and time.monotonic() - begun - watch.stopped_s >= left[0]:
+                    left.pop(0)
+                    with watch.stopped():
+                        rates.append(bare.facts_per_s())
+        except BaseException:
+            process.terminate()
+            raise
     if process.returncode or left:
         raise RuntimeError(f"{' '.join(command)} exited with {process.returncode}, {len(left)} probes before its end")
     return {
