@@ -132,12 +132,12 @@ class Watch:
         """All of them stand still."""
         stopped: list[psutil.Process] = []
         begun = time.monotonic()
-        while new := [process for process in self._all() if process not in stopped]:  # some begin while others stop
-            for process in new:
-                with contextlib.suppress(psutil.Error):
-                    process.suspend()
-            stopped += new
         try:
+            while new := [process for process in self._all() if process not in stopped]:  # some begin while others stop
+                stopped += new
+                for process in new:
+                    with contextlib.suppress(psutil.Error):
+                        process.suspend()
             yield
         finally:
             for process in reversed(stopped):

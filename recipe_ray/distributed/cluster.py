@@ -92,8 +92,8 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
 def _schedule(*, bulk: bool) -> None:
     """Give this thread, and so what it starts, Linux's policy for bulk or for ordinary work.
 
-    Each process of Ray's wakes a hundred times a second. At once, that is four hundred interruptions a second of each
-    encoder on two cores; with SCHED_BATCH half as many.
+    Each process of Ray's wakes a hundred times a second. At once, that is five hundred interruptions a second of each
+    encoder on two cores; with SCHED_BATCH less than half as many.
     """
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) in (os.SCHED_OTHER, os.SCHED_BATCH):
         with contextlib.suppress(PermissionError):  # a container may forbid it

@@ -63,8 +63,8 @@ def test_an_lm_learns_what_it_reads_and_an_interrupted_training_ends_alike(token
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     with pytest.raises(KeyboardInterrupt):
-        train("longer", stop_at=35, steps=320)
-    train("longer")  # 30 steps of 320, and the rest as a cycle of 160 has it
+        train("longer", stop_at=35, steps=40)
+    train("longer")  # 30 steps of 40, and the rest as a cycle of 160 has it
     for folder in ("cut", "longer"):
         assert share_answered(load_llm(str(tmp_path / folder)), FACTS) == 1.0
     assert not (tmp_path / "cut" / "state.pt").exists()
