@@ -103,7 +103,7 @@ def test_migrate_leaves_a_table_of_today_alone(table, job):  # noqa: F811
 
 def test_reencode_takes_an_editor_or_goes_back(table, job, job_json, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("ray.shutdown", lambda: None)
-    monkeypatch.setattr("recipe_ray.distributed.cluster.connect", lambda: None)
+    monkeypatch.setattr("recipe_ray.distributed.cluster.connect", lambda bulk: None)
     given = []
 
     def reencode(config):
