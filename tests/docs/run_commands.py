@@ -218,10 +218,10 @@ def _cell(text: str) -> str:
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Interrupt a process as Ctrl-C does, and kill it and what it started where that does not help."""
+    """End a process, and kill it and what it started where that does not help."""
     with suppress(ProcessLookupError):
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGTERM)  # SIGINT is ignored by what a shell starts in the background
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S)
         os.killpg(process.pid, signal.SIGKILL)
