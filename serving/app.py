@@ -10,6 +10,7 @@ from ray.serve.context import _get_global_client  # no public way tells where Se
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.model.editor import read_config, read_identity
+from recipe_ray.model.hub import absolute_model
 from recipe_ray.model.llm import check_prompt_width, llm_width
 from recipe_ray.store.files import absolute, localize
 from recipe_ray.store.table import FactTable
@@ -83,7 +84,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
     """Check one model and make its deployments; their names carry its number where there are several."""
     editor = absolute(model.editor)
     config, identity = read_config(localize(editor)), read_identity(localize(editor))
-    llm = model.llm or identity.llm
+    llm = absolute_model(model.llm or identity.llm)  # replicas run in other folders
     check_prompt_width(llm, llm_width(llm), identity.llm_width)
     table = FactTable.open(model.table, model.snapshot)
     table.check_editor(identity)

@@ -205,6 +205,8 @@ def _answers(
     """What the LLM says to the questions that have a target, where there is one to be asked."""
     if config.llm is None:
         return [None] * len(questions)
+    from recipe_ray.model.hub import absolute_model  # here: no task needs transformers for it
+
     asked = [place for place, question in enumerate(questions) if question.target]
     found = [best[place] for place in asked]
     use_gpu = config.device == "cuda" or (config.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1)
@@ -212,7 +214,7 @@ def _answers(
         generate_answers,
         num_gpus=int(use_gpu),
         editor=config.editor,
-        llm=config.llm,
+        llm=absolute_model(config.llm),
         device="cuda" if use_gpu else "cpu",
         prompts=[questions[place].prompt for place in asked],
         targets=[questions[place].target for place in asked],

@@ -20,6 +20,7 @@ from recipe_ray.eval.results import Mode
 from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
 from recipe_ray.examples import EditExample, EditRecord, Question
 from recipe_ray.model.editor import read_config, read_fingerprint
+from recipe_ray.model.hub import absolute_model
 from recipe_ray.model.llm import llm_width
 from recipe_ray.store import files
 
@@ -78,7 +79,8 @@ def planned(args: EvaluateArgs) -> Plan:
     """
     folder = files.absolute(args.output)
     files.check_writable(folder)
-    width = llm_width(args.llm)  # a wrong name fails here, before any worker starts
+    llm = absolute_model(args.llm)
+    width = llm_width(llm)  # a wrong name fails here, before any worker starts
     preset: Preset = args.preset or ("testbed" if width <= SMALL_WIDTH else "7b")
     editor = None if args.editor is None else files.absolute(args.editor)
     ablations = args.ablation_folders()
@@ -88,13 +90,14 @@ def planned(args: EvaluateArgs) -> Plan:
         local = files.localize(editor)
         fingerprints["recipe"] = read_fingerprint(local)
         encoder = args.encoder or read_config(local).encoder
+    encoder = absolute_model(encoder)
     data = {name: _data_set(name, source, args.seed) for name, source in _by_name(args.data)}
     needs = frozenset(need for name in args.compared() for need in METHODS[name].needs)
     tuning = _tuning(args) if "tuning" in needs else ()
     training, batches, training_digest = _training(args) if "training" in needs else ((), None, "")
     setup = Setup(
         folder=folder,
-        llm=args.llm,
+        llm=llm,
         device=args.device,
         preset=preset,
         seed=args.seed,

@@ -21,6 +21,7 @@ from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_w
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
 from recipe_ray.model.editor import CARD_FILE
 from recipe_ray.model.encoder import check_encoder
+from recipe_ray.model.hub import absolute_model
 from recipe_ray.model.llm import llm_width
 from recipe_ray.store import files
 from recipe_ray.store.objects import object_filesystem
@@ -74,10 +75,10 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     storage, output = files.absolute(storage), files.absolute(output)
     files.check_writable(storage)
     files.check_writable(output)
+    config = _absolute(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
     check_tracking()
-    config = dataclasses.replace(config, data=absolute_sources(config.data))
     data = open_training_data(config.data)
     data.training(config.batch_size, "")  # so does too little data
     if isinstance(data, EditData):
@@ -121,6 +122,13 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         before=best["before"],
         after=best["after"],
     )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The same with local paths absolute: workers run in other folders."""
+    llm, encoder = absolute_model(config.editor.llm), absolute_model(config.editor.encoder)
+    editor = dataclasses.replace(config.editor, llm=llm, encoder=encoder)
+    return dataclasses.replace(config, editor=editor, data=absolute_sources(config.data))
 
 
 def _best(result: Result) -> tuple[ray.train.Checkpoint, dict[str, Any]]:

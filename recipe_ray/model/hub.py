@@ -1,6 +1,7 @@
 """Where models come from: a Hugging Face id, a local directory, or the testbed that ships with the package."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +17,19 @@ from transformers.models.auto.modeling_auto import (
 from recipe_ray.config import TESTBED, Precision
 from recipe_ray.errors import ConfigError, ModelError
 
+_PATH_STARTS = ("/", "./", "../", "~")
+
+
+def absolute_model(name: str) -> str:
+    """Write a model's name as every process may be given it: a local directory absolute, an id or `testbed` as it is.
+
+    What Ray starts runs in folders of its own. As with `from_pretrained`, a directory comes before an id of its name.
+    """
+    path = Path(name).expanduser()
+    if name != TESTBED and (name.startswith(_PATH_STARTS) or (path / "config.json").is_file()):
+        return os.path.abspath(path)  # noqa: PTH100 -- resolve() would replace links that machines share
+    return name
+
 
 def model_source(name: str, part: Literal["llm", "encoder"]) -> str:
     """What to hand to `from_pretrained`: the shipped weights' directory for `testbed`, else the name itself.
@@ -25,7 +39,7 @@ def model_source(name: str, part: Literal["llm", "encoder"]) -> str:
     """
     if name == TESTBED:
         return str(Path(str(files("recipe_ray.testbed"))) / "weights" / part)
-    if name.startswith(("/", "./", "../", "~")):
+    if name.startswith(_PATH_STARTS):
         path = Path(name).expanduser()
         if not (path / "config.json").is_file():
             raise ModelError(f"{part} {name}: no config.json there; give the directory of a Hugging Face model")

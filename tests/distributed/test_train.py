@@ -18,6 +18,7 @@ from recipe_ray.model.editor import load_editor
 from recipe_ray.presets import smoke
 
 pytestmark = pytest.mark.ray
+TESTBED_WEIGHTS = Path(str(files("recipe_ray.testbed"))) / "weights"
 
 
 def small(**changes):
@@ -55,17 +56,19 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
         train_editor(config, run="other", storage=str(tmp_path), output=other)
 
 
-def test_users_own_edits_are_trained_on_wherever_the_workers_run(ray_cluster, tmp_path, monkeypatch, capsys):
+def test_users_own_edits_and_models_are_found_wherever_the_workers_run(ray_cluster, tmp_path, monkeypatch, capsys):
+    shutil.copytree(TESTBED_WEIGHTS, tmp_path / "weights")
     edits = [{"prompt": f"The height of peak {row} is", "target": f"{row} metres"} for row in range(200)]
     edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
     monkeypatch.chdir(tmp_path)
-    report = train(
-        small(stages=(Stage(num_steps=2),), data=DataConfig(sources=("edits:edits.jsonl",)), num_warm_start=50),
-        tmp_path,
-    )
+    config = small(stages=(Stage(num_steps=2),), data=DataConfig(sources=("edits:edits.jsonl",)), num_warm_start=50)
+    models = dataclasses.replace(config.editor, llm="weights/llm", encoder="./weights/encoder")
+    report = train(dataclasses.replace(config, editor=models), tmp_path)
     assert report.num_steps_now == 2
-    assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
+    editor = load_editor(report.editor, "cpu")
+    assert editor.fingerprint() == report.fingerprint
+    assert editor.config.llm == str(tmp_path / "weights" / "llm")
     assert "200 edits read, 200 kept" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="was begun with data"):
         train(small(stages=(Stage(num_steps=2),), num_warm_start=50), tmp_path)
@@ -128,7 +131,7 @@ def test_a_missing_llm_is_found_before_any_worker_starts(ray_cluster, tmp_path):
 
 def test_a_broken_llm_is_a_fault_that_no_restart_and_no_traceback_follows(ray_cluster, tmp_path):
     broken = tmp_path / "llm"
-    shutil.copytree(Path(str(files("recipe_ray.testbed"))) / "weights" / "llm", broken)
+    shutil.copytree(TESTBED_WEIGHTS / "llm", broken)
     (broken / "model.safetensors").write_bytes(b"cut off")
     config = small(num_workers=2)
     config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, llm=str(broken)))

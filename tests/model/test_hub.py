@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipe_ray.model.hub import computing_in
+from recipe_ray.model.hub import absolute_model, computing_in
 
 
 @pytest.mark.parametrize(
@@ -23,3 +23,18 @@ def test_a_cpu_computes_in_bfloat16_by_itself_only_where_it_has_instructions_for
     with computing_in(precision, torch.device("cpu")):
         product = torch.ones(2, 2) @ torch.ones(2, 2)
     assert product.dtype == (torch.bfloat16 if half else torch.float32)
+
+
+def test_a_local_model_is_named_so_that_every_process_finds_it_and_an_id_stays(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = tmp_path / "llm"
+    model.mkdir()
+    assert absolute_model("llm") == "llm"  # nothing of a model lies there
+    (model / "config.json").write_text("{}")
+    assert absolute_model("llm") == absolute_model("./llm") == absolute_model("~/llm") == str(model)
+    assert absolute_model("./none") == str(tmp_path / "none")
+    assert absolute_model("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
+    (tmp_path / "testbed").mkdir()
+    (tmp_path / "testbed" / "config.json").write_text("{}")
+    assert absolute_model("testbed") == "testbed"
