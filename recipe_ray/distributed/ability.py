@@ -51,7 +51,7 @@ class AbilityArgs:
         limit: at most so many prompts a task.
         num_fewshot: examples before each question, instead of the task's own number.
         batch_size: rows that the LLM reads at once.
-        preset: the editors' hyperparameters; by the LLM's size if not given.
+        preset, set: the editors' hyperparameters, as in jobs/evaluate.py.
         device: auto, cpu or cuda.
         seed: of what is drawn.
     """
@@ -71,6 +71,7 @@ class AbilityArgs:
     num_fewshot: int | None = None
     batch_size: int = BATCH_SIZE
     preset: Literal["testbed", "7b"] | None = None
+    set: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
 
@@ -90,6 +91,7 @@ class AbilityArgs:
             editors=self.methods,
             num_edits=(str(self.num_edits),),
             preset=self.preset,
+            set=self.set,
             device=self.device,
             seed=self.seed,
         )

@@ -72,6 +72,7 @@ class Setup:
         llm: name of the frozen LLM.
         device: auto, cpu, cuda or cuda:N.
         preset: of the editors' hyperparameters.
+        settings: what differs from it, each `EDITOR.NAME=VALUE`.
         seed: of what is drawn.
         editor: where RECIPE's trained editor lies.
         ablations: where the ablations' editors lie, by name.
@@ -85,6 +86,7 @@ class Setup:
     llm: str
     device: str
     preset: Preset
+    settings: tuple[str, ...]
     seed: int
     editor: str | None
     ablations: Mapping[str, str]
@@ -107,6 +109,7 @@ class Setup:
             llm=llm,
             cases=cases,
             preset=self.preset,
+            settings=self.settings,
             device=self.device,
             seed=self.seed,
             state=files.join(self.folder, STATE_FOLDER),

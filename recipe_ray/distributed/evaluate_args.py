@@ -7,7 +7,7 @@ from recipe_ray.config import TESTBED
 from recipe_ray.distributed.train_args import DEFAULT_STORAGE
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.methods.context import Preset
-from recipe_ray.eval.methods.registry import METHODS
+from recipe_ray.eval.methods.registry import METHODS, hyperparameters
 from recipe_ray.eval.results import MODES, Mode
 from recipe_ray.store import files
 
@@ -33,6 +33,7 @@ class EvaluateArgs:
         modes: single (one edit), batch (all by one call), lifelong (one after another).
         samples: cases asked at each number of edits up to it; above it, all edits are asked about.
         preset: the editors' hyperparameters: testbed (small LMs) or 7b (their papers'); by the LLM's size if not given.
+        set: other hyperparameters than the preset's, each EDITOR.NAME=VALUE: rome.layer=2, memit.value.num_steps=40.
         encoder: sentence encoder of editors that retrieve by text: Hugging Face id, path or `testbed`; by default the
             pretrained encoder that RECIPE's editor was made from.
         device: auto, cpu or cuda.
@@ -51,6 +52,7 @@ class EvaluateArgs:
     modes: tuple[Mode, ...] = MODES
     samples: int = 200
     preset: Preset | None = None
+    set: tuple[str, ...] = ()
     encoder: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
@@ -71,9 +73,17 @@ class EvaluateArgs:
         for name in ("tuning_data", "training_data"):
             if shared := [one for one in getattr(self, name) if one in self.data and one != TESTBED]:
                 raise ConfigError(f"data and {name} both name {shared[0]!r}; give other edits to report on")
+        self._check_set()
         named = self.ablation_folders()
         if taken := [name for name in named if name in METHODS]:
             raise ConfigError(f"ablations names {taken[0]!r}, which is an editor's name; give another")
+
+    def _check_set(self) -> None:
+        for setting in self.set:
+            name = setting.partition(".")[0]
+            if name not in self.compared():
+                raise ConfigError(f"set names {setting!r}; give EDITOR.NAME=VALUE of an editor that is compared")
+            hyperparameters(name, self.preset or "7b", [setting])
 
     def ablation_folders(self) -> dict[str, str]:
         """Directories of the ablations by name.

@@ -14,7 +14,7 @@ from recipe_ray.distributed.provenance import command_line, commit, hardware, ve
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import EvalCase, num_sampled, record_cases
 from recipe_ray.eval.methods.context import Need, Preset, digest_of
-from recipe_ray.eval.methods.registry import METHODS
+from recipe_ray.eval.methods.registry import METHODS, hyperparameters
 from recipe_ray.eval.report.contents import FailedCell
 from recipe_ray.eval.results import Mode
 from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
@@ -100,6 +100,7 @@ def planned(args: EvaluateArgs) -> Plan:
         llm=llm,
         device=args.device,
         preset=preset,
+        settings=args.set,
         seed=args.seed,
         editor=editor,
         ablations=ablations,
@@ -123,7 +124,7 @@ def planned(args: EvaluateArgs) -> Plan:
         for name in (*args.compared(), *ablations):
             own = {"editor": fingerprints[name]} if name in ablations else {}
             made_from = own or {need: of_need[need] for need in sorted(METHODS[name].needs)}
-            hyperparameters = repr(METHODS[name].presets.get(preset)) if name in METHODS else ""
+            given = repr(hyperparameters(name, preset, args.set)) if name in METHODS else ""
             for num_edits, mode in _settings(args, one, name):
                 if one.reason is not None:
                     failed.append(
@@ -139,7 +140,7 @@ def planned(args: EvaluateArgs) -> Plan:
                     "llm": args.llm,
                     "device": args.device,
                     "preset": preset,
-                    "hyperparameters": hyperparameters,
+                    "hyperparameters": given,
                     "seed": args.seed,
                     "num_edits": num_edits,
                     "mode": mode,

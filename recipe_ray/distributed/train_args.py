@@ -1,17 +1,13 @@
 """A training as asked for on a command line."""
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
-
 from recipe_ray.config import TESTBED, DataConfig, TrainConfig
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER
-from recipe_ray.errors import ConfigError
 from recipe_ray.presets import preset, with_method
+from recipe_ray.settings import changed
 from recipe_ray.store import files
 
 # Not below the working directory: a submitted job runs in a copy of the project that Ray removes.
@@ -98,46 +94,3 @@ class TrainArgs:
 
     def _given(self, *names: str) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-def changed(config: TrainConfig, settings: Sequence[str]) -> TrainConfig:
-    """A config with some of its settings given as text, each `NAME=VALUE`; a value is JSON, or else a text.
-
-    Raises:
-        ConfigError: an unknown setting, a value of another type, or one that cannot be.
-    """
-    if not settings:
-        return config
-    values = dataclasses.asdict(config)
-    for setting in settings:
-        name, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"set is {setting!r}; give NAME=VALUE, such as head_lr=1e-4")
-        *folders, last = name.split(".")
-        place: Any = values
-        for folder in folders:
-            place = place.get(folder) if isinstance(place, Mapping) else None
-        if not isinstance(place, Mapping) or last not in place:
-            raise ConfigError(f"set names {name!r}, which is no setting; there are {', '.join(_names(values))}")
-        place[last] = _value(text)  # type: ignore[index]
-    try:
-        return TypeAdapter(TrainConfig).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(
-            f"set gives {'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg'].lower()}"
-        ) from error
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
-
-
-def _names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for name, value in values.items():
-        names += _names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [prefix + name]
-    return names

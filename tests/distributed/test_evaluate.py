@@ -105,15 +105,33 @@ def test_an_editor_trained_anew_is_measured_anew(args, tmp_path):
 def test_an_editor_with_other_hyperparameters_is_measured_anew(args, monkeypatch):
     found = []
     for rate in (0.1, 0.2):
-        one = Registered(build=lambda context: Unedited(context.llm), presets={"testbed": {"learning_rate": rate}})
+        one = Registered(build=lambda context, _: Unedited(context.llm), presets={"testbed": {"learning_rate": rate}})
         monkeypatch.setitem(METHODS, "tuned", one)
         plan = planned(dataclasses.replace(args, editors=("unedited", "tuned"), num_edits=("1",)))
         found.append({(cell.editor, cell.identity) for cell in plan.cells})
     assert {editor for editor, _ in found[0] ^ found[1]} == {"tuned"}
 
 
+def test_what_is_set_for_an_editor_makes_its_cells_anew_and_no_others(args):
+    few = dataclasses.replace(args, editors=("unedited", "grace"), num_edits=("1",))
+    found = []
+    for settings in ((), ("grace.num_steps=3",)):
+        plan = planned(dataclasses.replace(few, set=settings))
+        found.append({(cell.editor, cell.identity) for cell in plan.cells})
+        assert plan.setup.settings == settings
+    assert {editor for editor, _ in found[0] ^ found[1]} == {"grace"}
+
+
+@pytest.mark.parametrize("setting", ["rome.layer=2", "layer=2", "no_such.layer=2"])
+def test_what_is_set_for_nobody_compared_is_refused(args, setting):
+    with pytest.raises(
+        ConfigError, match=f"set names '{setting}'; give EDITOR.NAME=VALUE of an editor that is compared"
+    ):
+        dataclasses.replace(args, editors=("unedited", "grace"), set=(setting,))
+
+
 def test_a_batch_that_is_the_same_as_one_edit_after_another_is_not_measured_twice(args, monkeypatch):
-    one = Registered(build=lambda context: Unedited(context.llm), one_by_one=True)
+    one = Registered(build=lambda context, _: Unedited(context.llm), one_by_one=True)
     monkeypatch.setitem(METHODS, "in_order", one)
     both = dataclasses.replace(args, editors=("in_order",))
     assert [(cell.num_edits, cell.mode) for cell in planned(both).cells] == [(1, "single"), (3, "lifelong")]
@@ -151,7 +169,7 @@ class Untidy(Unedited):
     ],
 )
 def test_a_cell_that_fails_says_why_and_the_rest_is_as_without_it(args, alone, monkeypatch, broken, reason, traced):
-    monkeypatch.setitem(METHODS, "broken", Registered(build=lambda context: broken(context.llm)))
+    monkeypatch.setitem(METHODS, "broken", Registered(build=lambda context, _: broken(context.llm)))
     few = dataclasses.replace(args, editors=("broken", "oracle"), num_edits=("1",))
     report = evaluate(few, execute=Here())
     (failed,) = report.failed
@@ -186,7 +204,7 @@ def test_a_data_set_that_cannot_be_read_fails_before_anything_is_measured(args):
 
 def test_an_editor_is_made_once_for_its_cells_and_a_trained_one_once_for_all_data(args, tmp_path, monkeypatch):
     monkeypatch.setitem(
-        METHODS, "trained", Registered(build=lambda context: Unedited(context.llm), needs=frozenset({"training"}))
+        METHODS, "trained", Registered(build=lambda context, _: Unedited(context.llm), needs=frozenset({"training"}))
     )
     path = tmp_path / "own.jsonl"
     records = [

@@ -27,6 +27,7 @@ class Context:
         llm: the frozen LLM.
         cases: those that will be asked about; oracles alone may look.
         preset: of hyperparameters.
+        settings: what differs from it, each `EDITOR.NAME=VALUE`.
         device: auto, cpu, cuda or cuda:N.
         seed: of what is drawn.
         state: folder of what was trained or measured for editors, local or s3://; what is there is not made again.
@@ -40,6 +41,7 @@ class Context:
     llm: FrozenLLM
     cases: Sequence[EvalCase] = ()
     preset: Preset
+    settings: Sequence[str] = ()
     device: str = "auto"
     seed: int = 0
     state: str

@@ -29,8 +29,9 @@ from recipe_ray.eval.methods import (
     wise,
 )
 from recipe_ray.eval.methods.base import Edit, Method
-from recipe_ray.eval.methods.context import Context, Need
+from recipe_ray.eval.methods.context import Context, Need, Preset
 from recipe_ray.eval.methods.covariance import Moments, second_moments, testbed_texts
+from recipe_ray.eval.methods.hypernetwork import HypernetworkArgs
 from recipe_ray.eval.methods.hypernetwork_editor import HypernetworkEditor
 from recipe_ray.eval.methods.in_context import (
     Oracle,
@@ -42,6 +43,7 @@ from recipe_ray.eval.methods.recipe import OraclePrompt, Recipe
 from recipe_ray.eval.methods.unedited import Unedited
 from recipe_ray.facts import DEFAULT_NAMESPACE, default_fact_id
 from recipe_ray.model.editor import Editor, load_editor
+from recipe_ray.settings import changed
 from recipe_ray.store.indexes.ann import exact_nearest
 
 NUM_SEEN = 100  # edits before the first, for running statistics: UltraEdit's paper makes as many a turn
@@ -59,13 +61,13 @@ class Registered:
     """An editor as a name stands for it.
 
     Attributes:
-        build: makes it.
+        build: makes it from a context and hyperparameters, None where it has none.
         needs: what `build` takes from the context beside the LLM.
         presets: hyperparameters by name, where it has any.
         one_by_one: a call with many edits is the same as a call with each, one after the other.
     """
 
-    build: Callable[[Context], Method]
+    build: Callable[[Context, Any], Method]
     needs: frozenset[Need] = field(default_factory=frozenset)
     presets: Mapping[str, Any] = field(default_factory=dict)
     one_by_one: bool = False
@@ -83,11 +85,30 @@ def build(name: str, context: Context) -> Method:
     for need in sorted(METHODS[name].needs):
         if not getattr(context, need):
             raise ConfigError(f"{name} needs {_NEEDED[need]}")
-    return METHODS[name].build(context)
+    return METHODS[name].build(context, hyperparameters(name, context.preset, context.settings))
+
+
+def hyperparameters(name: str, preset: Preset, settings: Sequence[str] = ()) -> Any:
+    """An editor's: a preset's with what differs; None where it has none.
+
+    Args:
+        name: of the editor.
+        preset: to start from.
+        settings: each `EDITOR.NAME=VALUE`; those of other editors say nothing here.
+
+    Raises:
+        ConfigError: a setting that the editor does not have, or a value that cannot be.
+    """
+    own = [setting.removeprefix(f"{name}.") for setting in settings if setting.startswith(f"{name}.")]
+    if not METHODS[name].presets:
+        if own:
+            raise ConfigError(f"set names {name}.{own[0]}, but {name} has no hyperparameters; leave it out")
+        return None
+    return changed(METHODS[name].presets[preset], own, prefix=f"{name}.")
 
 
 def _registered(
-    build_: Callable[[Context], Method],
+    build_: Callable[[Context, Any], Method],
     *needs: Need,
     presets: Mapping[str, Any] | None = None,
     one_by_one: bool = False,
@@ -135,35 +156,27 @@ def _moments(context: Context, layers: Sequence[int]) -> Moments:
     return Moments.load(context.kept("moments", measure, depends_on=tuple(layers)))
 
 
-def _fine_tuning(presets: Mapping[str, fine_tuning.FTArgs], context: Context) -> Method:
-    return fine_tuning.FT(context.llm, presets[context.preset])
-
-
-def _rome(context: Context) -> Method:
-    args = rome.PRESETS[context.preset]
+def _rome(context: Context, args: rome.ROMEArgs) -> Method:
     return rome.ROME(context.llm, args, moments=_moments(context, [args.layer]), seed=context.seed)
 
 
-def _r_rome(context: Context) -> Method:
+def _r_rome(context: Context, args: r_rome.RROMEArgs) -> Method:
     encode = _sentences(context)
-    threshold = choose_threshold(encode, context.tuning)
-    args = dataclasses.replace(r_rome.PRESETS[context.preset], threshold=threshold)
+    if not any(setting.startswith("r_rome.threshold=") for setting in context.settings):
+        args = dataclasses.replace(args, threshold=choose_threshold(encode, context.tuning))
     moments = _moments(context, [args.rome.layer])
     return r_rome.RROME(context.llm, args, moments=moments, encode=encode, seed=context.seed)
 
 
-def _memit(context: Context) -> Method:
-    args = memit.PRESETS[context.preset]
+def _memit(context: Context, args: memit.MEMITArgs) -> Method:
     return memit.MEMIT(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
 
 
-def _alphaedit(context: Context) -> Method:
-    args = alphaedit.PRESETS[context.preset]
+def _alphaedit(context: Context, args: alphaedit.AlphaEditArgs) -> Method:
     return alphaedit.AlphaEdit(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
 
 
-def _hypernetwork(editor: type[HypernetworkEditor], presets: Any, context: Context) -> Method:
-    args = presets[context.preset]
+def _hypernetwork(editor: type[HypernetworkEditor], context: Context, args: HypernetworkArgs) -> Method:
     assert context.batches is not None  # where there are training edits
     batches = context.batches(args.batch_size, f"{editor.name} {context.seed}")
 
@@ -173,8 +186,7 @@ def _hypernetwork(editor: type[HypernetworkEditor], presets: Any, context: Conte
     return editor.load(context.llm, context.kept(editor.name.lower(), train, depends_on=args))
 
 
-def _lte(context: Context) -> Method:
-    args = lte.PRESETS[context.preset]
+def _lte(context: Context, args: lte.LTEArgs) -> Method:
     encode = _sentences(context)
 
     def align(folder: Path) -> None:
@@ -184,57 +196,53 @@ def _lte(context: Context) -> Method:
     return lte.LTE(context.llm, args, alignment=alignment, encode=encode)
 
 
-def _wilke(context: Context) -> Method:
-    args = wilke.PRESETS[context.preset]
+def _wilke(context: Context, args: wilke.WILKEArgs) -> Method:
     return wilke.WILKE(context.llm, args, moments=_moments(context, args.layers), seed=context.seed)
 
 
-def _t_patcher(context: Context) -> Method:
-    return t_patcher.TPatcher(context.llm, t_patcher.PRESETS[context.preset], training=context.training)
-
-
-def _wise(context: Context) -> Method:
-    return wise.Wise(context.llm, wise.PRESETS[context.preset], training=context.training)
-
-
-def _ultra_edit(context: Context) -> Method:
+def _ultra_edit(context: Context, args: ultra_edit.UltraEditArgs) -> Method:
     seen = [
         Edit(fact_id=default_fact_id(DEFAULT_NAMESPACE, one.prompt), prompt=one.prompt, target=one.target)
         for one in context.training[:NUM_SEEN]
     ]
-    return ultra_edit.UltraEdit(context.llm, ultra_edit.PRESETS[context.preset], seen=seen)
+    return ultra_edit.UltraEdit(context.llm, args, seen=seen)
 
 
 # In the order of the report.
 METHODS: dict[str, Registered] = {
-    "unedited": _registered(lambda context: Unedited(context.llm)),
-    "recipe": _registered(lambda context: Recipe(context.llm, _editor(context)), "editor"),
-    "in_context": _registered(lambda context: in_context_by_editor(context.llm, _editor(context)), "editor"),
+    "unedited": _registered(lambda context, _: Unedited(context.llm)),
+    "recipe": _registered(lambda context, _: Recipe(context.llm, _editor(context)), "editor"),
+    "in_context": _registered(lambda context, _: in_context_by_editor(context.llm, _editor(context)), "editor"),
     "in_context_sentences": _registered(
-        lambda context: in_context_by_sentences(context.llm, _sentences(context), context.tuning), "encoder", "tuning"
+        lambda context, _: in_context_by_sentences(context.llm, _sentences(context), context.tuning),
+        "encoder",
+        "tuning",
     ),
-    "oracle": _registered(lambda context: Oracle(context.llm, facts_of_prompts(context.cases))),
+    "oracle": _registered(lambda context, _: Oracle(context.llm, facts_of_prompts(context.cases))),
     "oracle_prompt": _registered(
-        lambda context: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)), "editor"
+        lambda context, _: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)), "editor"
     ),
-    "fine_tuning": _registered(functools.partial(_fine_tuning, fine_tuning.PRESETS), presets=fine_tuning.PRESETS),
+    "fine_tuning": _registered(lambda context, args: fine_tuning.FT(context.llm, args), presets=fine_tuning.PRESETS),
     "fine_tuning_limited": _registered(
-        functools.partial(_fine_tuning, fine_tuning.LIMITED_PRESETS), presets=fine_tuning.LIMITED_PRESETS
+        lambda context, args: fine_tuning.FT(context.llm, args), presets=fine_tuning.LIMITED_PRESETS
     ),
     "rome": _registered(_rome, "training", presets=rome.PRESETS, one_by_one=True),
     "r_rome": _registered(_r_rome, "training", "tuning", "encoder", presets=r_rome.PRESETS),
     "memit": _registered(_memit, "training", presets=memit.PRESETS),
-    "grace": _registered(
-        lambda context: grace.Grace(context.llm, grace.PRESETS[context.preset]), presets=grace.PRESETS
+    "grace": _registered(lambda context, args: grace.Grace(context.llm, args), presets=grace.PRESETS),
+    "t_patcher": _registered(
+        lambda context, args: t_patcher.TPatcher(context.llm, args, training=context.training),
+        "training",
+        presets=t_patcher.PRESETS,
+        one_by_one=True,
     ),
-    "t_patcher": _registered(_t_patcher, "training", presets=t_patcher.PRESETS, one_by_one=True),
-    "mend": _registered(functools.partial(_hypernetwork, mend.Mend, mend.PRESETS), "training", presets=mend.PRESETS),
-    "malmen": _registered(
-        functools.partial(_hypernetwork, malmen.Malmen, malmen.PRESETS), "training", presets=malmen.PRESETS
-    ),
+    "mend": _registered(functools.partial(_hypernetwork, mend.Mend), "training", presets=mend.PRESETS),
+    "malmen": _registered(functools.partial(_hypernetwork, malmen.Malmen), "training", presets=malmen.PRESETS),
     "lte": _registered(_lte, "training", "tuning", "encoder", presets=lte.PRESETS),
     "wilke": _registered(_wilke, "training", presets=wilke.PRESETS, one_by_one=True),
-    "wise": _registered(_wise, "training", presets=wise.PRESETS),
+    "wise": _registered(
+        lambda context, args: wise.Wise(context.llm, args, training=context.training), "training", presets=wise.PRESETS
+    ),
     "alphaedit": _registered(_alphaedit, "training", presets=alphaedit.PRESETS),
     "ultra_edit": _registered(_ultra_edit, "training", presets=ultra_edit.PRESETS),
 }
