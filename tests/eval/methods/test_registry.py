@@ -1,6 +1,7 @@
 """What the registry says of editors holds for those that it makes."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from recipe_ray.config import TESTBED
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval import testbed
 from recipe_ray.eval.evaluation import edit_of
-from recipe_ray.eval.methods import r_rome, rome
+from recipe_ray.eval.methods import r_rome, registry, rome
 from recipe_ray.eval.methods.context import Context
 from recipe_ray.eval.methods.registry import METHODS, build, hyperparameters
 from recipe_ray.examples import EditRecord
@@ -20,7 +21,9 @@ from recipe_ray.model.llm import load_llm
 def context(tmp_path_factory):
     training = [EditRecord(prompt=case.prompt, target=case.target) for case in testbed.testbed_tuning_cases(20)]
     state = str(tmp_path_factory.mktemp("trained"))
-    return Context(llm=load_llm(TESTBED, "cpu"), preset="testbed", state=state, training=training)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "testbed_texts", partial(registry.testbed_texts, 150))  # thousands take half a minute
+        yield Context(llm=load_llm(TESTBED, "cpu"), preset="testbed", state=state, training=training)
 
 
 @pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.one_by_one])
