@@ -19,21 +19,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import transformers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from recipe_ray.model.decoding import Decoder, Job
-from recipe_ray.model.hub import model_source, pick_device
-from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model.hub import pick_device
+from recipe_ray.model.llm import load_llm
+from recipe_ray.model.shapes import LLAMA_2_7B, random_llm
 
-LLAMA_2_7B = LlamaConfig(
-    vocab_size=32_000,
-    hidden_size=4096,
-    intermediate_size=11_008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=32,
-    max_position_embeddings=4096,
-)
 NUM_VIRTUAL = 3  # of the paper
 
 
@@ -43,19 +34,6 @@ class Rounds:
 
     first_s: list[float] = field(default_factory=list)
     all_s: list[float] = field(default_factory=list)
-
-
-def build(device: torch.device) -> FrozenLLM:
-    """An LLM of Llama-2-7B's shape with random weights; the testbed's tokenizer."""
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(LLAMA_2_7B)
-    finally:
-        torch.set_default_dtype(before)
-    return FrozenLLM(model, AutoTokenizer.from_pretrained(model_source("testbed", "llm")), name="llama-2-7b")
 
 
 def answer(
@@ -88,7 +66,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
     device = pick_device(args.device)
-    llm = load_llm(args.llm, str(device)) if args.llm else build(device)
+    llm = load_llm(args.llm, str(device)) if args.llm else random_llm(LLAMA_2_7B, device)
     llm.eos_token_ids = []  # every answer has the same length
     random = np.random.default_rng(0)
     vocabulary = int(llm.model.config.get_text_config().vocab_size)

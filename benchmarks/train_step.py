@@ -20,30 +20,20 @@ from collections.abc import Callable
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, RobertaConfig, RobertaModel
 
 from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
-from recipe_ray.model.encoder import TextEncoder
-from recipe_ray.model.hub import computing_in, model_source, pick_device
+from recipe_ray.model.hub import computing_in, pick_device
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.llm import FrozenLLM, load_llm
 from recipe_ray.model.prefetch import prefetched
+from recipe_ray.model.shapes import LLAMA_2_7B, ROBERTA_BASE, random_editor, random_llm
 from recipe_ray.model.training import make_optimizer, take_step
 from recipe_ray.presets import paper, testbed
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
 
-LLAMA_2_7B = LlamaConfig(
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    max_position_embeddings=4096,
-)
-ROBERTA_BASE = RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1)
 LLMS = (TESTBED, "llama-2-7b")
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense
 WARM_UP = 3
@@ -135,12 +125,8 @@ def build(name: str, config: TrainConfig, device: torch.device) -> tuple[Editor,
     if name == TESTBED:
         llm = load_llm(TESTBED, str(device))
         return new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width).to(device), llm
-    tokenizer = AutoTokenizer.from_pretrained(model_source(TESTBED, "llm"))
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(LLAMA_2_7B, dtype=torch.bfloat16)
-        encoder = TextEncoder(RobertaModel(ROBERTA_BASE, add_pooling_layer=False), tokenizer, config.editor.pooling)
-        editor = Editor(config.editor, encoder, llm_width=LLAMA_2_7B.hidden_size)
-    return editor, FrozenLLM(model, tokenizer, name=name)
+    editor = random_editor(ROBERTA_BASE, device, config=config.editor, llm_width=LLAMA_2_7B.hidden_size)
+    return editor, random_llm(LLAMA_2_7B, device)
 
 
 def count_flops(joint: JointTraining, batch: StepBatch) -> float:

@@ -1,7 +1,7 @@
 """What the plan rests on: shapes that makers publish, what was measured, and what is assumed.
 
-Measured are figures of 2 CPU cores with the testbed's models; docs/capacity.md names the command that prints each.
-Nothing was measured on a GPU, nor with more than a million facts.
+Measured are figures of 2 CPU cores with the testbed's models, and of one H100 with the shapes of Llama-2-7B and
+RoBERTa-base; docs/capacity.md names the command that prints each. Nothing was measured with more than a million facts.
 """
 
 from dataclasses import dataclass
@@ -102,9 +102,13 @@ MEASURED_KEY_WIDTH = 512
 SCAN_BYTES_PER_CORE_S = 16e9
 ENGINE_RATIO = 0.96  # tokens a second, edited over unedited, at batch 64
 
+# Measured: one H100, bfloat16, the transformers engine.
+GPU_FLOPS_SHARE = 0.4  # while prompts are read
+GPU_ENCODE_FLOPS_SHARE = 0.12  # while facts are encoded
+LAYER_STEP_S = 0.00065  # of a step of decoding, a layer: the host launches kernels one by one, whatever the batch
+
 # Assumed, on GPUs and networks: unmeasured.
 GPU_BANDWIDTH_SHARE = 0.6
-GPU_FLOPS_SHARE = 0.4
 GPU_MEMORY_SHARE = 0.85  # for weights, keys and values; the rest is the runtime's
 TENSOR_PARALLEL_SHARE = 0.85  # of what more GPUs should bring
 MAX_TENSOR_PARALLEL = 8  # GPUs of one machine

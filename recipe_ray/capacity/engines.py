@@ -96,6 +96,8 @@ class _Engine:
         self._bytes_per_s = card.bandwidth_gb_s * c.GB * c.GPU_BANDWIDTH_SHARE * faster
         self._flops = card.tflops * 1e12 * c.GPU_FLOPS_SHARE * faster / (2 if wide else 1)
         self._token_flops = 2 * shape.num_parameters
+        # Several GPUs an engine are vLLM's affair, which replays a step's kernels as one graph.
+        self._launch_s = shape.num_layers * c.LAYER_STEP_S if num_gpus == 1 else 0.0
         self._weight_bytes = config.llm_bytes
         self._read = config.prompt_tokens + config.virtual_tokens
         self._written = config.answer_tokens
@@ -112,5 +114,6 @@ class _Engine:
         step = max(
             (self._weight_bytes + batch * self.prompt_bytes) / self._bytes_per_s,
             batch * self._token_flops / self._flops,
+            self._launch_s,
         )
         return (reading + self._written * step) / c.ENGINE_RATIO

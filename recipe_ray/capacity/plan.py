@@ -177,7 +177,7 @@ def _nightly(config: CapacityConfig, index: IndexPlan, fact: FactBytes) -> Night
     head, prompts = _head_parameters(config)
     flops = 2 * (config.encoder_shape.layer_parameters * config.statement_tokens + head + prompts)
     if config.ingest_gpus:  # encoding and everything else run beside each other
-        encode_s = flops / (config.ingest_gpus * config.gpu_card.tflops * 1e12 * c.GPU_FLOPS_SHARE)
+        encode_s = flops / (config.ingest_gpus * config.gpu_card.tflops * 1e12 * c.GPU_ENCODE_FLOPS_SHARE)
         fact_s = max(encode_s, c.INGEST_CORE_S / config.ingest_cpus)
     else:
         fact_s = (flops / c.CORE_FLOPS + c.INGEST_CORE_S) / config.ingest_cpus
@@ -213,8 +213,8 @@ def _warm_start(
 
 def _notes(config: CapacityConfig, index: IndexPlan, engines: EnginePlan, nightly: NightlyPlan) -> tuple[str, ...]:
     notes = [
-        "measured constants are of 2 CPU cores with the testbed's models; GPUs and networks are data sheets and "
-        "assumed shares of them: measure your own before you buy"
+        "measured constants are of 2 CPU cores with the testbed's models, and of one H100; other GPUs and networks are "
+        "data sheets and assumed shares of them: measure your own before you buy"
     ]
     if config.facts > c.MEASURED_FACTS:
         notes.append(f"more than {c.MEASURED_FACTS:,} facts were never run: all beyond is extrapolated")

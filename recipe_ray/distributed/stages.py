@@ -282,7 +282,9 @@ class Encoder:
         """Encode the statements of one unit."""
         is_encoded = facts.column(ENCODE_COLUMN).to_numpy()
         statements: list[Any] = facts.filter(pa.array(is_encoded)).column("statement").to_pylist()
-        keys_FK, prompts_FPD = self._editor.encode_facts(statements) if statements else (np.empty(0), np.empty(0))
+        keys_FK, prompts_FPD = (
+            self._editor.encode_facts(statements, self._dtype) if statements else (np.empty(0), np.empty(0))
+        )
         yield append_vectors(facts, keys_FK, prompts_FPD, self._dtype)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recipe_ray.config import LossConfig, PromptPosition
 from recipe_ray.examples import EditExample
-from recipe_ray.model.encoder import TextEncoder
+from recipe_ray.model.encoder import TextEncoder, TokenIds
 from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.prefix import PaddedRows
 
@@ -201,7 +201,7 @@ class BatchMaker:
             )
         return [_Question(row) for row in rows], [_Question(row) for row in rows]
 
-    def _encoder_groups(self, token_ids: Sequence[Sequence[int]]) -> tuple[tuple[EncoderGroup, ...], Tensor]:
+    def _encoder_groups(self, token_ids: Sequence[TokenIds]) -> tuple[tuple[EncoderGroup, ...], Tensor]:
         groups, order = [], [0] * len(token_ids)
         place = 0
         for rows in self._by_length([len(ids) for ids in token_ids]):
@@ -270,8 +270,8 @@ class _Question:
 class _Texts:
     """Token ids of a whole step: statements and, by part, questions for the encoder, prompts and answers for the LM."""
 
-    statements: list[list[int]]
-    questions: list[list[list[int]]]
+    statements: list[TokenIds]
+    questions: list[list[TokenIds]]
     prompts: list[list[list[int]]]
     answers: list[list[list[int]]]
     num_virtual_tokens: int

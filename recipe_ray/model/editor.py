@@ -22,9 +22,10 @@ from torch.nn import functional
 
 from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_dict
 from recipe_ray.errors import ConfigError, EditorError, ModelError
-from recipe_ray.model.encoder import TextEncoder, empty_encoder, load_encoder
+from recipe_ray.model.encoder import TextEncoder, TokenIds, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
 from recipe_ray.model.prefetch import prefetched
+from recipe_ray.model.transfer import HostRows, Sender
 
 WEIGHTS_FILE = "editor.safetensors"
 CARD_FILE = "editor.json"
@@ -33,7 +34,8 @@ SENTINEL_TENSOR = "sentinel_key"  # derived from the weights; kept so that the i
 SENTINEL_INIT_RANGE = 0.05  # of the authors' code
 # Of inference, padding included: bounds memory, whatever the lengths. On a CPU larger batches leave the cache: 8192
 # took a fifth longer than 2048.
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 65536}
+TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
+CPU = torch.device("cpu")
 TEXTS_PER_CHUNK = 4096  # tokenised together, while the chunk before is computed
 
 
@@ -150,44 +152,56 @@ class Editor(nn.Module):
             if training:
                 self.train()
 
-    def encode_facts(self, statements: Sequence[str]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Keys [F, K] and continuous prompts [F, P, D] of statements, float32; computed in bfloat16 on a GPU."""
-        keys = np.empty((len(statements), self.config.key_width), np.float32)
-        prompts = np.empty((len(statements), self.config.num_virtual_tokens, self.llm_width), np.float32)
-        precision = torch.autocast("cuda", dtype=torch.bfloat16, enabled=self.device.type == "cuda")
+    def encode_facts(
+        self, statements: Sequence[str], dtype: npt.DTypeLike = np.float32
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Keys [F, K] and continuous prompts [F, P, D] of statements; computed in bfloat16 on a GPU.
+
+        Args:
+            statements: F texts.
+            dtype: of what is given, float32 or float16, in which what is too large is infinite.
+        """
+        device, config = self.device, self.config
+        precision = torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.type == "cuda")
+        keys = HostRows(len(statements), (config.key_width,), dtype, device)
+        prompts = HostRows(len(statements), (config.num_virtual_tokens, self.llm_width), dtype, device)
         with self._inference(), precision:
-            for rows, batches in self._pooled_chunks(statements):
+            for start, order, batches in self._pooled_chunks(statements):
                 # All of a chunk is queued before the first result is waited for.
                 chunk_keys = [self.keys(pooled_BC) for pooled_BC in batches]
-                chunk_prompts = [self.prompts(keys_BK).float() for keys_BK in chunk_keys]
-                keys[rows] = torch.cat(chunk_keys).float().cpu().numpy()
-                prompts[rows] = torch.cat(chunk_prompts).cpu().numpy()
-        return keys, prompts
+                chunk_prompts = [self.prompts(keys_BK) for keys_BK in chunk_keys]
+                keys.put(start, torch.cat(chunk_keys), order)
+                prompts.put(start, torch.cat(chunk_prompts), order)
+        return keys.array(), prompts.array()
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Queries [B, K], float32, scaled."""
-        encoded = np.empty((len(queries), self.config.key_width), np.float32)
+        encoded = HostRows(len(queries), (self.config.key_width,), np.float32, self.device)
         with self._inference():
-            for rows, batches in self._pooled_chunks(queries):
-                encoded[rows] = torch.cat([self.queries(pooled_BC) for pooled_BC in batches]).float().cpu().numpy()
-        return encoded
+            for start, order, batches in self._pooled_chunks(queries):
+                encoded.put(start, torch.cat([self.queries(pooled_BC) for pooled_BC in batches]), order)
+        return encoded.array()
 
-    def _pooled_chunks(self, texts: Sequence[str]) -> Iterator[tuple[list[int], Iterator[Tensor]]]:
-        """Yields the rows of a chunk of the texts, and the pooled vectors of its batches, in the order of the rows."""
+    def _pooled_chunks(self, texts: Sequence[str]) -> Iterator[tuple[int, Tensor, Iterator[Tensor]]]:
+        """Yields a chunk of the texts at a time: where it starts, its order, and the pooled vectors of its batches.
+
+        The order, int64 [texts of the chunk], is where among those vectors each text's is.
+        """
+        send = Sender(self.device)
         starts = range(0, len(texts), TEXTS_PER_CHUNK)
 
-        def tokenize(start: int) -> list[list[int]]:
-            return self.encoder.tokenize(texts[start : start + TEXTS_PER_CHUNK])
-
-        chunks = prefetched(tokenize, starts) if len(starts) > 1 else map(tokenize, starts)
-        for start, token_ids in zip(starts, chunks, strict=True):
+        def lay_out(start: int) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+            token_ids = self.encoder.tokenize(texts[start : start + TEXTS_PER_CHUNK])
             batches = self.batches(token_ids)
-            yield (
-                [start + row for batch in batches for row in batch],
-                (self.encoder(*self.encoder.pad([token_ids[row] for row in batch])) for batch in batches),
-            )
+            order = np.argsort([row for batch in batches for row in batch])
+            padded = [self.encoder.pad([token_ids[row] for row in batch], device=CPU) for batch in batches]
+            return send(torch.from_numpy(order)), [(send(ids_BT), send(mask_BT)) for ids_BT, mask_BT in padded]
 
-    def batches(self, token_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        chunks = prefetched(lay_out, starts) if len(starts) > 1 else map(lay_out, starts)
+        for start, (order, padded) in zip(starts, chunks, strict=True):
+            yield start, order, (self.encoder(ids_BT, mask_BT) for ids_BT, mask_BT in padded)
+
+    def batches(self, token_ids: Sequence[TokenIds]) -> list[list[int]]:
         """Rows of texts of like length, together no more than TOKENS_PER_BATCH with their padding."""
         limit = TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cpu"])
         batches: list[list[int]] = []

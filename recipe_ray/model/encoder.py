@@ -3,11 +3,11 @@
 Shape letters: B texts, T tokens, H encoder width, C width of the pooled vector (H times the parts pooled).
 """
 
-import itertools
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
@@ -16,6 +16,10 @@ from recipe_ray.config import Pooling
 from recipe_ray.errors import ConfigError, ModelError
 from recipe_ray.model.hub import is_causal, loading, model_source
 from recipe_ray.presets import ROBERTA
+
+# int32, one text's. Arrays and not lists: thousands of lists at a time set off collections of Python's garbage, each of
+# which looks at every object there is and takes as long as tokenising itself.
+TokenIds: TypeAlias = npt.NDArray[np.int32]
 
 
 class TextEncoder(nn.Module):
@@ -58,27 +62,30 @@ class TextEncoder(nn.Module):
         padding_id = getattr(positions, "padding_idx", None)
         return int(self.model.config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """Token ids with the encoder's special tokens. Of a text that is too long the end is kept: the question."""
         if not texts:
             return []
         limit = self.max_tokens
-        all_ids = self._whole(list(texts))
-        return [ids if len(ids) <= limit else ids[:1] + ids[-(limit - 1) :] for ids in all_ids]
+        return [
+            ids if len(ids) <= limit else np.concatenate([ids[:1], ids[-(limit - 1) :]])
+            for ids in self._whole(list(texts))
+        ]
 
-    def _whole(self, texts: list[str]) -> list[list[int]]:
+    def _whole(self, texts: list[str]) -> Iterator[TokenIds]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:  # a tokenizer written in Python
-            return cast("list[list[int]]", self.tokenizer(texts, truncation=False, verbose=False)["input_ids"])
-        # Masks and offsets, which nothing reads, take a quarter of the time of `self.tokenizer`.
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts)]
+            all_ids = iter(self.tokenizer(texts, truncation=False, verbose=False)["input_ids"])
+        else:  # masks and offsets, which nothing reads, take a quarter of the time of `self.tokenizer`
+            all_ids = (encoding.ids for encoding in backend.encode_batch_fast(texts))
+        return (np.array(ids, np.int32) for ids in all_ids)
 
-    def pad(self, token_ids: Sequence[Sequence[int]], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    def pad(self, token_ids: Sequence[TokenIds], *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
         """Right-padded ids and mask, both int64 [B, T], on the encoder's device unless another is given."""
         lengths_B = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
         mask_BT = np.arange(lengths_B.max()) < lengths_B[:, None]
         ids_BT = np.full(mask_BT.shape, int(self.model.config.pad_token_id or 0))
-        ids_BT[mask_BT] = np.fromiter(itertools.chain.from_iterable(token_ids), np.int64, lengths_B.sum())
+        ids_BT[mask_BT] = np.concatenate(token_ids)
         device = device or self.model.device
         return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT.astype(np.int64)).to(device)
 

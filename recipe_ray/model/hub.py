@@ -76,14 +76,15 @@ def pick_device(device: str) -> torch.device:
     Raises:
         ConfigError: not a device, or one that this machine lacks.
     """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        picked = torch.device(device)
+        picked = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     except RuntimeError as error:
         raise ConfigError(f"device is {device!r}; give auto, cpu, cuda or cuda:N") from error
-    if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device is {device!r}, but PyTorch sees no GPU here; give auto or cpu")
+    if picked.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device is {device!r}, but PyTorch sees no GPU here; give auto or cpu")
+        # cuDNN plans each new shape of attention for seconds, and batches of texts have new shapes all the time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return picked
 
 

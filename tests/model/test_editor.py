@@ -94,6 +94,12 @@ def test_batching_changes_no_key_query_or_prompt(order, tokens_per_batch, chunk)
         np.testing.assert_allclose(found, [alone[row] for row in order], rtol=1e-4, atol=1e-5)
 
 
+def test_facts_in_float16_are_those_of_float32_rounded():
+    for found, exact in zip(EDITOR.encode_facts(STATEMENTS, np.float16), EDITOR.encode_facts(STATEMENTS), strict=True):
+        assert found.dtype == np.float16
+        np.testing.assert_array_equal(found, exact.astype(np.float16))
+
+
 def test_nothing_to_encode_gives_empty_arrays_of_the_right_shape():
     editor = tiny_editor()
     keys, prompts = editor.encode_facts([])

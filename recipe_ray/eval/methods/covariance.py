@@ -104,7 +104,7 @@ def second_moments(llm: FrozenLLM, texts: Sequence[str], layers: Sequence[int], 
     num_layers = len(decoder_layers(llm))
     projections = {layer % num_layers: mlp_projection(llm, layer) for layer in layers}
     sums = {
-        layer: torch.zeros(weight_DI(module).shape[1], weight_DI(module).shape[1], dtype=torch.float64)
+        layer: torch.zeros((weight_DI(module).shape[1],) * 2, dtype=torch.float64, device=llm.device)
         for layer, module in projections.items()
     }
     limit = min(llm.max_length, MAX_TOKENS)
@@ -113,9 +113,11 @@ def second_moments(llm: FrozenLLM, texts: Sequence[str], layers: Sequence[int], 
         read, mask_BT = inputs_of(llm, ids[start : start + batch_size], projections)
         for layer, inputs_BTI in read.items():
             keys_FI = inputs_BTI[mask_BT].float()
-            sums[layer] += (keys_FI.T @ keys_FI).to("cpu", torch.float64)
+            sums[layer] += keys_FI.T @ keys_FI
     num_tokens = sum(map(len, ids))
-    return Moments(by_layer={layer: (one / num_tokens).float() for layer, one in sums.items()}, num_tokens=num_tokens)
+    return Moments(
+        by_layer={layer: (one / num_tokens).float().cpu() for layer, one in sums.items()}, num_tokens=num_tokens
+    )
 
 
 def null_space(moment_II: Tensor, threshold: float) -> Tensor:
