@@ -14,8 +14,8 @@ bare ones, of the last size. Memory is the sum over all processes of the ingest 
 once), sampled once a minute, for looking takes time too.
 
 `--random-encoder` stands for an editor that differs from the testbed's in its encoder alone, of so many layers and so
-wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 that of MiniLM-L6-H384. Weights make
-no difference to the time.
+wide, with heads of 32 and random weights: 3x192 is the testbed's own size, 6x384 and 12x384 are those of MiniLM-L6-H384
+and MiniLM-L12-H384. Weights make no difference to the time.
 
 `--again` ingests the same dump once more; `--delta SHARE` one in which that share of the facts has another target, and
 checks the table: counts, contents, and a random sample encoded again.
