@@ -14,7 +14,6 @@ a single edit over RECIPE's.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 import traceback
@@ -24,7 +23,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
+from machine import described
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import RecipeError
@@ -192,13 +191,7 @@ def main() -> None:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "num_single": args.num_single,
         "num_batch": args.num_batch,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **described(device),
     }
     print(json.dumps(result))
 

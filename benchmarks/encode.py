@@ -11,17 +11,16 @@ those of the bare passes.
 
 import argparse
 import json
-import platform
 import random
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
+from machine import described
 
+from recipe_ray.eval.efficiency import clock
 from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.model.hub import pick_device
 from recipe_ray.model.shapes import LLAMA_2_7B, ROBERTA_BASE, random_editor
@@ -61,20 +60,15 @@ def main() -> None:
     else:
         editor = random_editor(ROBERTA_BASE, device, llm_width=LLAMA_2_7B.hidden_size)
 
-    def synchronized() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     if args.on_request:
         (statements,) = read_statements(args.facts, args.num_facts, num_sets=1)
         batches = laid_out(editor, statements)[0]
         bare_passes(editor, batches)
         print("ready", flush=True)
         for _ in sys.stdin:
-            begun = synchronized()
+            begun = clock(device)
             bare_passes(editor, batches)
-            print(len(statements) / (synchronized() - begun), flush=True)
+            print(len(statements) / (clock(device) - begun), flush=True)
         return
     loop_s, bare_s, tokens = [], [], []
     # Others in every round, as an ingest has others in every unit: what is fast only where shapes come again must not
@@ -82,12 +76,12 @@ def main() -> None:
     for number, statements in enumerate(read_statements(args.facts, args.num_facts, num_sets=args.rounds + 1)):
         batches, num_tokens = laid_out(editor, statements)
         per_call = args.facts_per_call or len(statements)
-        begun = synchronized()
+        begun = clock(device)
         for start in range(0, len(statements), per_call):
             editor.encode_facts(statements[start : start + per_call], np.float16)
-        middle = synchronized()
+        middle = clock(device)
         bare_passes(editor, batches)
-        end = synchronized()
+        end = clock(device)
         if number:  # the first warms up
             loop_s.append(middle - begun)
             bare_s.append(end - middle)
@@ -104,13 +98,7 @@ def main() -> None:
         "encoder": editor.config.encoder,
         "rounds": args.rounds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **described(device),
     }
     print(json.dumps(result))
 

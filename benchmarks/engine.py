@@ -10,7 +10,6 @@ smallest, over batch sizes and both figures, of the unedited time over the edite
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
+from machine import described
 
 from recipe_ray.model.decoding import Decoder, Job
 from recipe_ray.model.hub import pick_device
@@ -96,13 +95,7 @@ def main() -> None:
         "virtual_tokens": NUM_VIRTUAL,
         "rounds": args.rounds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})",
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **described(device),
     }
     print(json.dumps(result))
 

@@ -12,16 +12,15 @@ transformers alone. The last line is one JSON object; `ratio` is the median of t
 import argparse
 import dataclasses
 import json
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
-import transformers
+from machine import described, device_name
 from torch import Tensor
 
 from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
+from recipe_ray.eval.efficiency import clock
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
 from recipe_ray.model.hub import computing_in, pick_device
@@ -189,21 +188,16 @@ def main() -> None:
     def make(number: int) -> list[StepBatch]:
         return maker.make(edits.batch(number), seed=number, edit=True, locality=True)
 
-    def synchronized() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
     steps: list[float] = []
     passes: dict[str, list[float]] = {}
     flops: list[float] = []
     numbers = range(WARM_UP + args.steps)
     making = prefetched(make, numbers)
     for number in numbers:
-        begun = synchronized()
+        begun = clock(device)
         batches = [to_device(one, device) for one in next(making)]
         take_step(joint, batches, ALL, optimizer=optimizer, schedule=schedule, max_grad_norm=config.max_grad_norm)
-        took = synchronized() - begun
+        took = clock(device) - begun
         if number == WARM_UP and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
@@ -211,9 +205,9 @@ def main() -> None:
         bare = Bare(joint, optimizer, batches[0])
         times = {}
         for name, one in bare.passes().items():
-            begun = synchronized()
+            begun = clock(device)
             one()
-            times[name] = synchronized() - begun
+            times[name] = clock(device) - begun
         if number >= WARM_UP:
             steps.append(took)
             flops.append(count_flops(joint, batches[0]))
@@ -221,7 +215,7 @@ def main() -> None:
                 passes.setdefault(name, []).append(seconds)
     sums = [sum(parts) for parts in zip(*passes.values(), strict=True)]
     step_s = statistics.median(steps)
-    peak = next((value for key, value in PEAK_FLOPS.items() if key in _device_name(device)), None)
+    peak = next((value for key, value in PEAK_FLOPS.items() if key in device_name(device)), None)
     result = {
         "ratio": statistics.median(step / total for step, total in zip(steps, sums, strict=True)),
         "step_s": step_s,
@@ -237,13 +231,7 @@ def main() -> None:
         "key_width": config.editor.key_width,
         "checkpointing": args.checkpointing,
         "steps": args.steps,
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **described(device),
     }
     print(json.dumps(result))
 
@@ -259,10 +247,6 @@ def _config(args: argparse.Namespace, device: torch.device) -> TrainConfig:
         batch_size=args.batch_size,
         precision=args.precision or ("bfloat16" if device.type == "cuda" else "float32"),
     )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
 
 
 if __name__ == "__main__":
