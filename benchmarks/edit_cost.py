@@ -23,12 +23,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from machine import described
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import RecipeError
 from recipe_ray.eval.cases import EvalCase
-from recipe_ray.eval.efficiency import clock, peak_memory_bytes, start_peak_memory
+from recipe_ray.eval.efficiency import clock, measured_on, peak_memory_bytes, start_peak_memory
 from recipe_ray.eval.evaluation import edit_of
 from recipe_ray.eval.methods import alphaedit, fine_tuning, grace, memit, rome, t_patcher, ultra_edit, wise
 from recipe_ray.eval.methods.base import Method
@@ -191,7 +190,7 @@ def main() -> None:
         "dtype": str(llm.model.dtype).removeprefix("torch."),
         "num_single": args.num_single,
         "num_batch": args.num_batch,
-        **described(device),
+        **measured_on(device),
     }
     print(json.dumps(result))
 

@@ -18,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from machine import described
 
-from recipe_ray.eval.efficiency import clock
+from recipe_ray.eval.efficiency import clock, measured_on
 from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.model.hub import pick_device
 from recipe_ray.model.shapes import LLAMA_2_7B, ROBERTA_BASE, random_editor
@@ -98,7 +97,7 @@ def main() -> None:
         "encoder": editor.config.encoder,
         "rounds": args.rounds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        **described(device),
+        **measured_on(device),
     }
     print(json.dumps(result))
 

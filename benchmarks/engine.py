@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 import torch
-from machine import described
 
+from recipe_ray.eval.efficiency import measured_on
 from recipe_ray.model.decoding import Decoder, Job
 from recipe_ray.model.hub import pick_device
 from recipe_ray.model.llm import load_llm
@@ -95,7 +95,7 @@ def main() -> None:
         "virtual_tokens": NUM_VIRTUAL,
         "rounds": args.rounds,
         "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        **described(device),
+        **measured_on(device),
     }
     print(json.dumps(result))
 

@@ -16,11 +16,10 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from machine import described, device_name
 from torch import Tensor
 
 from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
-from recipe_ray.eval.efficiency import clock
+from recipe_ray.eval.efficiency import clock, device_name, measured_on
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
 from recipe_ray.model.hub import computing_in, pick_device
@@ -231,7 +230,7 @@ def main() -> None:
         "key_width": config.editor.key_width,
         "checkpointing": args.checkpointing,
         "steps": args.steps,
-        **described(device),
+        **measured_on(device),
     }
     print(json.dumps(result))
 

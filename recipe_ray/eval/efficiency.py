@@ -1,17 +1,38 @@
 """What editing costs: seconds and memory, on the machine at hand."""
 
+import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import transformers
 
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.protocol import Reader
 
 SPEED_TOKENS = 24
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's architecture."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU ({platform.machine()})"
+
+
+def measured_on(device: torch.device) -> dict[str, Any]:
+    """Device, threads and versions, as a benchmark's JSON states them."""
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+    }
 
 
 def clock(device: torch.device) -> float:
