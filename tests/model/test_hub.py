@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipe_ray.model.hub import absolute_model, computing_in
+from recipe_ray.model.hub import absolute_model, computing_in, pick_device
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,12 @@ def test_a_local_model_is_named_so_that_every_process_finds_it_and_an_id_stays(t
     (tmp_path / "testbed").mkdir()
     (tmp_path / "testbed" / "config.json").write_text("{}")
     assert absolute_model("testbed") == "testbed"
+
+
+def test_a_gpu_computes_attention_without_cudnn_which_plans_each_new_shape(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    assert pick_device("cpu").type == "cpu"
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+    assert pick_device("auto").type == "cuda"
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
