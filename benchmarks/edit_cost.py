@@ -123,16 +123,20 @@ def measure(make: Callable[[], Method], cases: Sequence[EvalCase], num_single: i
     before = reading(method, cases[:num_single], asks)
     start_peak_memory(device)
     seconds = []
-    for case in cases[:num_single]:
+    try:
+        for case in cases[:num_single]:
+            begun = clock(device)
+            method.apply([edit_of(case)])
+            seconds.append(clock(device) - begun)
+        forced = reading(method, cases[:num_single], asks)
+        batch = [edit_of(case) for case in cases[num_single:]]
         begun = clock(device)
-        method.apply([edit_of(case)])
-        seconds.append(clock(device) - begun)
-    forced = reading(method, cases[:num_single], asks)
-    batch = [edit_of(case) for case in cases[num_single:]]
-    begun = clock(device)
-    method.apply(batch)
-    batch_s = clock(device) - begun
-    state_bytes = method.state_bytes()
+        method.apply(batch)
+        batch_s = clock(device) - begun
+        state_bytes = method.state_bytes()
+    except BaseException:
+        method.undo()  # the next editor works on the same LLM
+        raise
     begun = clock(device)
     method.undo()
     undo_s = clock(device) - begun

@@ -87,10 +87,10 @@ def main() -> None:
             tokens.append(num_tokens / len(statements))
     result = {
         "ratio": statistics.median(bare / loop for bare, loop in zip(bare_s, loop_s, strict=True)),
-        "facts_per_s": args.num_facts / statistics.median(loop_s),
-        "bare_facts_per_s": args.num_facts / statistics.median(bare_s),
-        "num_facts": args.num_facts,
-        "facts_per_call": args.facts_per_call or args.num_facts,
+        "facts_per_s": len(statements) / statistics.median(loop_s),
+        "bare_facts_per_s": len(statements) / statistics.median(bare_s),
+        "num_facts": len(statements),
+        "facts_per_call": per_call,
         "tokens_per_fact": statistics.mean(tokens),
         "key_width": editor.config.key_width,
         "llm_width": editor.llm_width,
@@ -110,7 +110,7 @@ def laid_out(editor: Editor, statements: list[str]) -> tuple[list[tuple[torch.Te
 
 
 def read_statements(path: Path | None, num_facts: int, *, num_sets: int) -> list[list[str]]:
-    """Sets of statements of facts drawn from a file, or of invented ones.
+    """Sets of statements of facts drawn from a file, fewer where it has no more, or of invented ones.
 
     Not the first ones: of invented facts they are the shortest, for names grow with their number.
     """
@@ -118,8 +118,7 @@ def read_statements(path: Path | None, num_facts: int, *, num_sets: int) -> list
         records = list(generate_facts(num_facts * num_sets, seed=0))
     else:
         records = [json.loads(line) for line in path.read_text().splitlines()]
-    if len(records) < num_facts * num_sets:
-        sys.exit(f"{path}: {num_sets} times {num_facts} facts are wanted, {len(records)} are there; give more facts")
+    num_facts = min(num_facts, len(records) // num_sets)
     drawn = random.Random(0).sample(records, num_facts * num_sets)
     statements = [f"{record['prompt']} {record['target']}" for record in drawn]
     return [statements[start : start + num_facts] for start in range(0, len(statements), num_facts)]

@@ -73,6 +73,8 @@ def is_bidirectional(model_type: str) -> bool:
 def pick_device(device: str) -> torch.device:
     """`auto` is the GPU where there is one, else the CPU; anything else is PyTorch's device string.
 
+    Where it is a GPU, this process computes attention without cuDNN from then on.
+
     Raises:
         ConfigError: not a device, or one that this machine lacks.
     """

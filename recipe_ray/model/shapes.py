@@ -1,4 +1,7 @@
-"""Models of real sizes with random weights: what a size costs can be measured where no hub is at hand."""
+"""Models of real sizes with random weights: what a size costs can be measured where no hub is at hand.
+
+Their tokenizers are the testbed's, the ones that the project ships.
+"""
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, RobertaConfig, RobertaModel
@@ -20,7 +23,6 @@ LLAMA_2_7B = LlamaConfig(
 )
 ROBERTA_BASE = RobertaConfig(vocab_size=50_265, max_position_embeddings=514, type_vocab_size=1)
 KEY_WIDTH = 4096  # the paper's K
-# The one Llama whose tokenizer is at hand is the testbed's; texts have more tokens in it than in Llama's own.
 _LLM_NAME, _ENCODER_NAME = "llama-2-7b", "roberta-base"
 
 

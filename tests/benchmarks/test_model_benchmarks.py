@@ -52,6 +52,15 @@ def test_encoding_is_held_against_bare_passes():
     assert 5 < result["tokens_per_fact"] < 40
 
 
+def test_a_file_of_few_facts_is_encoded_with_as_many_a_round_as_it_has(tmp_path):
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text(
+        "".join(json.dumps({"prompt": f"The capital of land {n} is", "target": "X"}) + "\n" for n in range(9))
+    )
+    result = run("encode", "--config", "roberta-base", "--facts", str(facts), "--num-facts", "40", "--rounds", "1")
+    assert (result["num_facts"], result["facts_per_call"]) == (4, 4)
+
+
 def test_every_editor_is_timed_takes_its_edits_and_gives_them_back():
     names = ["recipe", "fine_tuning", "rome", "grace"]
     result = run("edit_cost", "--num-single", "2", "--num-batch", "2", "--num-texts", "20", "--editors", *names)
