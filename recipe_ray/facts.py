@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
+from recipe_ray.text import canonical, collapsed, has_control, has_visible, is_plain
 
 Op = Literal["upsert", "delete"]
 
@@ -18,7 +19,6 @@ MAX_STATEMENT_CHARS = 8192  # beyond every encoder's context; a longer "fact" is
 MAX_FUTURE_S = 3600.0  # clocks and offsets that are a little wrong
 _FIELD_SET = frozenset(FIELDS)
 _OPS = frozenset(get_args(Op))
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _CALENDAR_DAY_CHARS = 8  # 20260131; other texts of digits alone are epochs, which `fromisoformat` may take for a year
 
@@ -63,7 +63,7 @@ class Fact:
 
     def statement_hash(self) -> bytes:
         """16 bytes over what the encoder reads: an equal statement needs no new encoding."""
-        return hashlib.blake2b(self.statement.encode(), digest_size=16).digest()
+        return text_hash(canonical(self.statement))
 
 
 def fact_from_record(
@@ -171,8 +171,21 @@ def record_from_line(line: str, *, place: str) -> object:
 
 def default_fact_id(namespace: str, prompt: str) -> str:
     """Id of a fact that was given none: the same prompt in the same namespace is the same fact, whatever its target."""
-    said = json.dumps((namespace, " ".join(prompt.split())))
-    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+    return _id_of(namespace, canonical(prompt))
+
+
+def former_fact_id(namespace: str, prompt: str) -> str:
+    """What `default_fact_id` once gave, which knew two spellings of one prompt as two; tables hold such ids."""
+    return _id_of(namespace, collapsed(prompt))
+
+
+def text_hash(text: str) -> bytes:
+    """16 bytes over a text as it stands."""
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def _id_of(namespace: str, prompt: str) -> str:
+    return hashlib.blake2b(json.dumps((namespace, prompt)).encode(), digest_size=16).hexdigest()
 
 
 class _DoubledFieldError(ValueError):
@@ -195,16 +208,18 @@ def _text(record: Mapping[str, object], name: str, place: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        # The common case, and all that this takes time for: of white space, printable text holds the blank alone.
-        if value.isprintable() and "  " not in value and value[:1] != " " and value[-1:] != " ":
+        if value.isascii() and is_plain(value):  # the common case, and all that this takes time for
             return value
-        if _CONTROL.search(value):
+        if has_control(value):
             raise FactError(f"{place}: '{name}' holds control characters; remove them")
         try:
             value.encode()
         except UnicodeEncodeError as error:
             raise FactError(f"{place}: '{name}' holds half of a surrogate pair; give valid Unicode") from error
-        return " ".join(value.split())
+        text = collapsed(value)
+        if text and not has_visible(text):
+            raise FactError(f"{place}: '{name}' holds no visible character; give a text, or leave it out")
+        return text
     if name == "id" and isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise FactError(f"{place}: '{name}' is {type(value).__name__}; give text")

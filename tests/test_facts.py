@@ -121,6 +121,30 @@ def test_a_fact_without_id_is_known_by_namespace_and_prompt_alone():
     assert fact(statement="Lyon is a city").fact_id == default_fact_id(DEFAULT_NAMESPACE, "Lyon is a city")
 
 
+def test_two_spellings_of_a_prompt_are_one_fact_that_stores_what_was_written():
+    plain = fact(prompt="The capital of Perú is", target="Lima")
+    spelled = fact(prompt="The capital of Peru\u0301 \u200bis", target="Lima")
+    assert spelled.fact_id == plain.fact_id == fact(op="delete", prompt="The capital of Per\u00adú is").fact_id
+    assert spelled.statement_hash() == plain.statement_hash()
+    assert spelled.prompt == "The capital of Peru\u0301 \u200bis"
+    assert spelled.content_hash() != plain.content_hash()
+    family = "👨\u200d👩\u200d👧"
+    assert fact(prompt=family, target="x").fact_id != fact(prompt="👨👩👧", target="x").fact_id
+
+
+@pytest.mark.parametrize("name", ["id", "prompt", "target", "statement", "subject", "namespace", "source"])
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff\u2060", "\u2800", "\u3164", "\ufe0f", "\u200d \u00ad"])
+def test_a_text_of_which_nothing_is_to_be_seen_is_refused(name, text):
+    with pytest.raises(FactError, match=f"^dump.jsonl:17: '{name}' holds no visible character; give a text"):
+        fact(**{**EDIT, name: text})
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x0b", "\x1f", "\x7f", "\x80", "\x84", "\x86", "\x9f"])
+def test_control_characters_of_every_sort_are_refused(character):
+    with pytest.raises(FactError, match="'target' holds control characters; remove them"):
+        fact(**{**EDIT, "target": f"Ly{character}on"})
+
+
 def test_a_delete_finds_the_fact_by_id_or_by_the_prompt_it_had():
     assert fact(op="delete", prompt=EDIT["prompt"], namespace="news").fact_id == fact(**EDIT, namespace="news").fact_id
     deleted = fact(op="delete", id="e1", **EDIT, source="editors", updated_at="2026-01-01T00:00:00Z")

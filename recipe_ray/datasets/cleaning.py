@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from recipe_ray.examples import EditRecord, Question
+from recipe_ray.text import canonical
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +95,8 @@ def clean(sources: Sequence[Sequence[EditRecord]], *, num_empty: int = 0) -> Cle
 
 
 def _same(text: str) -> str:
-    """Equal for texts that differ in case or spaces alone."""
-    return " ".join(text.split()).casefold()
+    """Equal for texts that differ in case alone, or are the same."""
+    return canonical(text).casefold()
 
 
 def _without(locality: Mapping[str, tuple[Question, ...]], asked: set[str]) -> dict[str, tuple[Question, ...]]:

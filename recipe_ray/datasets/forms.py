@@ -15,6 +15,7 @@ from typing import Any
 
 from recipe_ray.errors import FactError
 from recipe_ray.examples import EditRecord, Question
+from recipe_ray.text import has_visible
 
 RIPE_GENERALITY = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
 RIPE_LOCALITY = ("Relation_Specificity", "Forgetfulness")
@@ -54,7 +55,7 @@ class Fields:
             )
         if not isinstance(value, str):
             raise FactError(f"{self.place}: {name!r} is {json.dumps(value, default=str)}; give a text")
-        if not value.strip() and default is None:
+        if not has_visible(value) and default is None:
             raise EmptyTextError(f"{self.place}: {name!r} is empty; give a text")
         return value.strip()
 

@@ -18,6 +18,7 @@ from recipe_ray.examples import Batches, EditExample, EditRecord, Question
 from recipe_ray.store.files import absolute, open_lines
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
+from recipe_ray.text import canonical
 
 TUNING_SHARE = 0.05
 TEXT_ANSWER_WORDS = 4
@@ -187,9 +188,9 @@ def read_edit_data(config: DataConfig) -> EditData:
     num_shared = 0
     if config.tuning_sources:
         training = cleaned.records[: len(config.sources)]
-        trained = {record.subject for part in training for record in part if record.subject}
+        trained = {canonical(record.subject) for part in training for record in part if record.subject}
         held = cleaned.records[len(config.sources) :]
-        tuning = tuple(tuple(record for record in part if record.subject not in trained) for part in held)
+        tuning = tuple(tuple(record for record in part if canonical(record.subject) not in trained) for part in held)
         num_shared = sum(map(len, held)) - sum(map(len, tuning))
     else:
         training = tuple(tuple(record for record in part if not _is_tuning(record)) for part in cleaned.records)
@@ -272,5 +273,5 @@ def _is_tuning(record: EditRecord) -> bool:
 
 def place_of_subject(record: EditRecord) -> float:
     """Where a hash puts the record's subject, or else its prompt, on [0, 1): alike in every run and process."""
-    digest = hashlib.blake2b((record.subject or record.prompt).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(canonical(record.subject or record.prompt).encode(), digest_size=8).digest()
     return int.from_bytes(digest) % _BUCKETS / _BUCKETS

@@ -16,6 +16,7 @@ from recipe_ray.config import Pooling
 from recipe_ray.errors import ConfigError, ModelError
 from recipe_ray.model.hub import is_causal, loading, model_source
 from recipe_ray.presets import ROBERTA
+from recipe_ray.text import canonical
 
 # int32, one text's. Arrays and not lists: thousands of lists at a time set off collections of Python's garbage, each of
 # which looks at every object there is and takes as long as tokenising itself.
@@ -63,13 +64,16 @@ class TextEncoder(nn.Module):
         return int(self.model.config.max_position_embeddings) - (0 if padding_id is None else padding_id + 1)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Token ids with the encoder's special tokens. Of a text that is too long the end is kept: the question."""
+        """Token ids with the encoder's special tokens, of each text in its canonical form.
+
+        Of a text that is too long the end is kept: the question.
+        """
         if not texts:
             return []
         limit = self.max_tokens
         return [
             ids if len(ids) <= limit else np.concatenate([ids[:1], ids[-(limit - 1) :]])
-            for ids in self._whole(list(texts))
+            for ids in self._whole([canonical(text) for text in texts])
         ]
 
     def _whole(self, texts: list[str]) -> Iterator[TokenIds]:

@@ -54,6 +54,14 @@ def test_ids_are_those_of_the_tokenizer_whole_and_unpadded_whatever_its_file_say
     assert [ids.tolist() for ids in TextEncoder(bert(), tokenizer, PARTS).tokenize(TEXTS)] == expected
 
 
+def test_a_text_is_read_in_its_canonical_form_however_it_is_spelled():
+    encoder = TextEncoder(bert(), byte_tokenizer(), PARTS)
+    plain, *spelled = encoder.tokenize(
+        ["The capital of Perú is", "The capital of Peru\u0301 is", " The\u00a0capital\tof\nPer\u00adú\u200b  is\x07"]
+    )
+    assert [ids.tolist() for ids in spelled] == [plain.tolist()] * 2
+
+
 @pytest.mark.parametrize(("model", "num_positions"), [(bert, 64), (roberta, 64 - 3)])
 def test_a_text_longer_than_the_context_keeps_bos_and_its_end(model, num_positions):
     encoder = TextEncoder(model(context=64), byte_tokenizer(), PARTS).eval()

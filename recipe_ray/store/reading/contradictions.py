@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from recipe_ray.store.reading.standing import PartitionFiles, Rows, partitions_of, read_ids
 from recipe_ray.store.schema import microseconds, shard_of
 from recipe_ray.store.table import FactTable, Partition
+from recipe_ray.text import canonical
 
 SAID_COLUMNS = ("fact_id", "subject", "prompt", "target", "statement")
 
@@ -71,8 +72,8 @@ def find_contradictions(
 
 
 def folded(text: str) -> str:
-    """A text without case and superfluous spaces, to be compared."""
-    return " ".join(text.casefold().split())
+    """A text without case, in its canonical form, to be compared."""
+    return canonical(text).casefold()
 
 
 def said_of(row: Mapping[str, str]) -> Said:
