@@ -16,7 +16,7 @@ from recipe_ray.facts import Fact
 Declined = Literal[
     "edits_off",  # the request asked for the unedited LLM
     "echo",  # the request holds its own answer, and gave no query
-    "no_query",  # token ids, or a chat without a user's words, and no query
+    "no_query",  # token ids, a chat without a user's words, or a text of which nothing is to be seen, and no query
     "empty_table",
     "empty_namespace",
     "below_sentinel",
@@ -250,10 +250,12 @@ class WriteResult:
         snapshot: the version that tells them; give it as `min_snapshot` to read your writes.
         outcomes: by fact, in the order given. `superseded`: the table holds a later event of that id. `absent`: there
             was nothing to delete. `expired`: it is kept, and no longer true.
+        fact_ids: likewise, under which the table has them: a fact that was given no id may be there under an older one.
     """
 
     snapshot: int
     outcomes: tuple[Outcome, ...]
+    fact_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from recipe_ray.store.files import localize
 from recipe_ray.store.indexes.exact import inner_products
 from recipe_ray.store.live.index import LiveIndex, LiveSettings
 from recipe_ray.store.table import FactTable
+from recipe_ray.text import has_visible
 from serving import errors
 from serving.errors import ApiError
 from serving.following import Follower
@@ -94,8 +95,11 @@ class FactRetriever:
         """
         await self._begin()
         late = await self._late([lookup.min_snapshot or 0 for lookup in lookups])
-        asked = [number for number in range(len(lookups)) if number not in late]
         answers: dict[int, Finding | Refusal] = dict(late)
+        for number, lookup in enumerate(lookups):
+            if number not in late and not has_visible(lookup.query):
+                answers[number] = self._nothing_asked(lookup)
+        asked = [number for number in range(len(lookups)) if number not in answers]
         if asked:
             answers.update(zip(asked, await self._find([lookups[number] for number in asked]), strict=True))
         return [answers[number] for number in range(len(lookups))]
@@ -301,6 +305,12 @@ class FactRetriever:
                 return await ask(self._version)
         except (ShardLostError, VersionNotHeldError) as error:
             raise errors.unavailable() from error
+
+    def _nothing_asked(self, lookup: Lookup) -> Finding | Refusal:
+        version = self._version if lookup.snapshot is None else lookup.snapshot
+        if version not in self._versions:
+            return self._not_held(version)
+        return Finding(snapshot=version, facts=(), declined="no_query", score=None, sentinel_score=None)
 
     def _not_held(self, version: int | None) -> Refusal:
         held = " and ".join(map(str, sorted(self._versions)))

@@ -52,8 +52,9 @@ class AuditRecord:
         self.namespaces = tuple(sorted({fact.namespace for fact in facts}))
         self.fact_ids = tuple(fact.fact_id for fact in facts)
 
-    def became(self, outcomes: Iterable[str], snapshot: int) -> None:
-        """Note what became of them."""
+    def became(self, fact_ids: Sequence[str], outcomes: Iterable[str], snapshot: int) -> None:
+        """Note under which ids they stand, and what became of them."""
+        self.fact_ids = tuple(fact_ids)
         self.outcomes = dict(Counter(outcomes))
         self.snapshot = snapshot
 

@@ -72,7 +72,7 @@ async def put_facts(request: Request, body: PutBody) -> WriteAnswer:
     async def work(record: AuditRecord) -> WriteAnswer:
         entry = _entry(request, "facts:write", body.model, record)
         facts = _facts(request, entry, body)
-        return _write_answer(facts, await _write(request, entry, facts, record))
+        return _write_answer(await _write(request, entry, facts, record))
 
     async with _in_time(request, writing=True):
         return await audited(request, "put", work)
@@ -87,7 +87,7 @@ async def delete_facts(request: Request, body: DeleteBody) -> WriteAnswer:
         _check_number(request, "ids", body.ids)
         namespace = _namespace(request, entry, body.namespace)
         facts = [_deletion(fact_id, namespace, param=f"ids.{number}") for number, fact_id in enumerate(body.ids)]
-        return _write_answer(facts, await _write(request, entry, facts, record))
+        return _write_answer(await _write(request, entry, facts, record))
 
     async with _in_time(request, writing=True):
         return await audited(request, "delete", work)
@@ -310,15 +310,16 @@ async def _write(request: Request, entry: ModelEntry, facts: Sequence[Fact], rec
         if not caller_of(request).sees(fact.namespace):
             raise errors.namespace_not_found(fact.namespace, param=f"facts.{number}.namespace")
     result = _accepted(await entry.backend.write(facts))
-    record.became(result.outcomes, result.snapshot)
+    record.became(result.fact_ids, result.outcomes, result.snapshot)
     return result
 
 
-def _write_answer(facts: Sequence[Fact], result: WriteResult) -> WriteAnswer:
+def _write_answer(result: WriteResult) -> WriteAnswer:
     return WriteAnswer(
         snapshot=result.snapshot,
         facts=[
-            OutcomeBody(id=fact.fact_id, outcome=outcome) for fact, outcome in zip(facts, result.outcomes, strict=True)
+            OutcomeBody(id=fact_id, outcome=outcome)
+            for fact_id, outcome in zip(result.fact_ids, result.outcomes, strict=True)
         ],
     )
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 
+from recipe_ray.text import canonical, collapsed
 from serving import errors
 from serving.errors import ApiError
 from serving.http.access import Caller
@@ -196,7 +196,7 @@ def _length(prompt: Prompt) -> int:
 def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, queries: Sequence[str] | Declined) -> str:
     """Whose facts; checked before anything is looked up, and where nothing will be only if it was named."""
     if recipe.namespace is not None:
-        namespace = " ".join(recipe.namespace.split())  # as the table spells it
+        namespace = collapsed(recipe.namespace)  # as the table spells it
         caller.check("infer", namespace, param="recipe.namespace")
         return namespace
     if isinstance(queries, str):
@@ -205,12 +205,14 @@ def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, queries
 
 
 def query_of(text: str, num_chars: int) -> str:
-    """The end of a text, where its question is: at most `num_chars` characters, from the beginning of a word."""
-    text = text.strip()
+    """The end of a text, where its question is: at most `num_chars` characters, from the beginning of a word.
+
+    In canonical form; empty where nothing is to be seen.
+    """
+    text = canonical(text)
     end = text[-num_chars:]
-    if len(text) > num_chars and not text[-num_chars - 1].isspace():
-        _, *rest = re.split(r"\s+", end, maxsplit=1)  # the first word is the end of one
-        end = rest[0] if rest else end
+    if len(text) > num_chars and text[-num_chars - 1] != " ":
+        end = end.partition(" ")[2] or end  # the first word is the end of one
     return end.strip()
 
 

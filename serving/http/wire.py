@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from recipe_ray.text import VISIBLE, has_visible
 from serving.errors import ApiError
 
 MAX_CHOICES = 128  # OpenAI's limit of `n`
@@ -97,7 +98,7 @@ def _whole(value: object) -> str:
 
 
 def _words(value: object) -> str:
-    if not isinstance(value, str) or not re.search(_SAYS_SOMETHING, value):
+    if not isinstance(value, str) or not has_visible(value):
         raise ValueError("is not a text with words in it; give one or leave it out")
     return _whole(value)
 
@@ -155,6 +156,7 @@ def _part(part: object) -> str:
 
 
 _TEXT_SCHEMA = {"type": "string", "minLength": 1, "pattern": _SAYS_SOMETHING}
+_WORDS_SCHEMA = {"type": "string", "minLength": 1, "pattern": VISIBLE}
 _IDS_SCHEMA = {
     "type": "array",
     "items": {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID},
@@ -199,7 +201,7 @@ Prompts = Annotated[tuple[str | tuple[int, ...], ...], PlainValidator(_prompts),
 StopTexts = Annotated[tuple[str, ...], PlainValidator(_stop_texts), WithJsonSchema(_STOP_SCHEMA)]
 Content = Annotated[str, PlainValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)]
 Text = Annotated[str, AfterValidator(_whole)]
-Words = Annotated[str, PlainValidator(_words), WithJsonSchema(_TEXT_SCHEMA)]
+Words = Annotated[str, PlainValidator(_words), WithJsonSchema(_WORDS_SCHEMA)]
 Whole = BeforeValidator(_number)  # behind the limits, which else would not be told to OpenAPI
 Version = Annotated[int, Field(ge=0, le=MAX_INT64), Whole]
 

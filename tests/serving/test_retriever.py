@@ -83,6 +83,15 @@ def test_a_fact_below_the_sentinel_is_declined_with_its_score(table):
     assert found.sentinel_score == pytest.approx(0.45)
 
 
+@pytest.mark.parametrize("query", ["\u200b", "\ufe0f\u2060", "\x07", "\u00a0", ""])
+def test_a_query_of_which_nothing_is_to_be_seen_finds_nothing(table, query):
+    silent, other = find(table, lookup(query), lookup("president"))
+    assert silent == Finding(snapshot=1, facts=(), declined="no_query", score=None, sentinel_score=None)
+    assert ids(other) == ["a"]
+    (refused,) = find(table, lookup(query, snapshot=7))
+    assert refused.code == "snapshot_not_found"
+
+
 def test_a_namespace_without_facts_is_told_from_an_empty_table(table, tmp_path):
     (found,) = find(table, lookup("president", "sport"))
     assert (found.facts, found.declined, found.score, found.sentinel_score) == ((), "empty_namespace", None, 0.5)

@@ -1,5 +1,7 @@
 """Chats: which words are looked up, what the engine is asked, and what an answer says."""
 
+import unicodedata
+
 import pytest
 from fake_service import MODEL, assert_refused
 from openai.types.chat import ChatCompletion
@@ -23,7 +25,7 @@ def test_the_query_is_the_last_user_message_and_the_engine_gets_all_turns(chat, 
         {"role": "user", "content": [{"type": "text", "text": "Who is"}, {"type": "text", "text": "president?"}]},
         {"role": "developer", "content": "Be polite."},
     )
-    assert [lookup.query for lookup in backend.lookups] == ["Who is\npresident?"]
+    assert [lookup.query for lookup in backend.lookups] == ["Who is president?"]
     (request,) = backend.requests
     assert [(turn.role, turn.content) for turn in request.prompt] == [
         ("system", "Be brief."),
@@ -161,3 +163,29 @@ def test_a_chat_without_turns_or_with_too_many_characters_is_refused(chat):
     assert_refused(chat(), 400, param="messages", code="invalid_value", says="at least 1 item")
     response = chat("a" * 6000, "b" * 6000)
     assert_refused(response, 400, param="messages", code="context_length_exceeded", says="12000 characters")
+
+
+QUESTION = "What is the capital of Perú?"
+SPELLINGS = [
+    unicodedata.normalize("NFD", QUESTION),
+    QUESTION.replace(" ", "\u00a0"),
+    QUESTION.replace(" ", "  "),
+    QUESTION.replace(" is", "\tis\n"),
+    f"\ufeff{QUESTION}\u200b",
+    QUESTION.replace("cap", "ca\u00adp"),
+    QUESTION.replace(" is", "\x07is\x85"),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+def test_a_question_is_looked_up_in_one_form_and_the_llm_reads_it_as_it_was_written(chat, backend, spelled):
+    chat(spelled)
+    chat({"role": "user", "content": [{"type": "text", "text": part} for part in spelled.split("\u00a0")]})
+    assert [lookup.query for lookup in backend.lookups] == [QUESTION] * 2
+    assert backend.requests[0].prompt[0].content == spelled
+
+
+def test_a_message_of_which_nothing_is_to_be_seen_is_answered_unedited(chat, backend):
+    answer = chat("\u200b\x07").json()
+    assert answer["choices"][0]["recipe"]["reason"] == "no_query"
+    assert not backend.lookups
