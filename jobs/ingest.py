@@ -49,7 +49,7 @@ def describe(report: IngestReport) -> str:
             f"table {report.table} version {report.version}\n"
             f"dump {report.dump_hash} was ingested before, and nothing was done ({report.seconds:.1f} s); "
             "--again ingests it all the same, after a rollback for instance\n"
-            f"then: {_counted(counts)}"
+            f"then: {_counted(counts)}" + (f"\n{_renewed(report)}" if report.num_renewed or report.num_joined else "")
         )
     lines = [
         f"table {report.table} version {report.version}",
@@ -57,6 +57,8 @@ def describe(report: IngestReport) -> str:
         f"wrote {report.num_written} events, {report.num_encoded} of them encoded, {report.size_bytes / 1e6:.1f} MB, "
         f"in {report.seconds:.1f} s ({report.facts_per_s:.1f} facts/s)",
     ]
+    if report.num_renewed or report.num_joined:
+        lines.append(_renewed(report))
     if report.quarantine is not None:
         lines.append(
             f"quarantine {report.quarantine} holds the {counts.quarantined} bad rows with file, line and reason"
@@ -68,6 +70,13 @@ def describe(report: IngestReport) -> str:
             "prompt and different targets"
         )
     return "\n".join(lines)
+
+
+def _renewed(report: IngestReport) -> str:
+    return (
+        f"of an older release's facts {report.num_renewed} were encoded again in their canonical form, and "
+        f"{report.num_joined} joined with a later one of the same prompt"
+    )
 
 
 def _counted(counts: IngestCounts) -> str:

@@ -19,6 +19,7 @@ from recipe_ray.facts import Fact
 from recipe_ray.store.file_cache import FileCache
 from recipe_ray.store.table import GroupId
 from recipe_ray.store.upkeep.merging import merge_small_files
+from recipe_ray.store.upkeep.renewal import Renewal, renew
 from recipe_ray.store.writing import Encode, UnfitFactsError, Written, write_facts
 from serving.messages import Refusal, SnapshotInfo, WriteResult
 from serving.versions import Versions
@@ -97,6 +98,7 @@ class Writer:
         self._fault: str | None = None
         self._id, self._numbers = uuid.uuid4().hex, itertools.count()
         self._cache = FileCache()
+        self._renewal: Renewal | None = None  # what an older release left; looked for anew where its versions come back
         self._not_before = datetime.min.replace(tzinfo=UTC)
         self._waiting: deque[_Put | _Activation] = deque()
         self._num_waiting = self._num_unmerged = 0
@@ -112,7 +114,7 @@ class Writer:
             RecipeError: the table cannot be written; whether all of them or none are, the next write tells.
         """
         if not facts:
-            return WriteResult(snapshot=self._version, outcomes=())
+            return WriteResult(snapshot=self._version, outcomes=(), fact_ids=())
         if self._num_waiting and self._num_waiting + len(facts) > self._options.max_waiting:
             return _OVERLOADED
         put = _Put(tuple(facts))
@@ -194,6 +196,7 @@ class Writer:
         self._wanted.set()
 
     async def _work(self) -> None:
+        await self._renew()
         while True:
             await self._wanted.wait()
             while self._waiting:
@@ -206,6 +209,29 @@ class Writer:
             if self._is_closing:
                 return
             self._wanted.clear()
+
+    async def _renew(self) -> None:
+        """Bring the table to the texts' canonical form; where storage fails, the next write does it."""
+        try:
+            renewal = await asyncio.to_thread(self._renewed)
+        except RecipeError as error:
+            logger.warning("what an older release left in the table is not renewed yet: %s", error)
+            return
+        if renewal.num_encoded or renewal.num_joined:
+            logger.info(
+                "%d facts were encoded again in their canonical form, %d joined with a later one of the same prompt",
+                renewal.num_encoded,
+                renewal.num_joined,
+            )
+        self._advance(renewal.version)
+
+    def _renewed(self) -> Renewal:
+        if self._renewal is None:
+            self._renewal = renew(self._versions.table_uri, self._encode)
+        return self._renewal
+
+    def _stored_id(self, fact: Fact) -> str:
+        return fact.fact_id if self._renewal is None else self._renewal.under_its_id(fact).fact_id
 
     def _take_group(self) -> list[_Put]:
         """The puts that go together: those that wait, less those that nobody waits for any more."""
@@ -239,7 +265,8 @@ class Writer:
             outcomes = iter(written.outcomes)
             for put in group:
                 of_put = tuple(itertools.islice(outcomes, len(put.facts)))
-                _answer(put.done, WriteResult(snapshot=written.version, outcomes=of_put))
+                ids = tuple(map(self._stored_id, put.facts))
+                _answer(put.done, WriteResult(snapshot=written.version, outcomes=of_put, fact_ids=ids))
             self._note_commit(written)
             return
 
@@ -247,6 +274,7 @@ class Writer:
         """Write a group, in a thread; again where storage failed, since the failure may have come behind the commit."""
         now = max(datetime.now(UTC), self._not_before)  # a clock that is set back shall not let an older group win
         self._not_before = now + timedelta(microseconds=len(facts))
+        facts = [self._renewed().under_its_id(fact) for fact in facts]
         group = GroupId(writer=self._id, number=next(self._numbers))
         attempts = Retrying(
             retry=retry_if_exception_type((TableError, OutputError)),
@@ -276,6 +304,8 @@ class Writer:
         if isinstance(answer, SnapshotInfo):
             self._advance(answer.version)
         _answer(activation.done, answer)
+        self._renewal = None
+        await self._renew()
 
     def _advance(self, version: int) -> None:
         """Make a version current and wake those who wait for one; an older one changes nothing."""

@@ -22,6 +22,7 @@ from recipe_ray.distributed.stages import (
     count_contradictions,
     encode_and_write,
     hash_dump,
+    renew_table,
     resolve_buckets,
     stage_dump,
 )
@@ -36,6 +37,7 @@ from recipe_ray.store.probe import check_conditional_writes
 from recipe_ray.store.quarantine import quarantine, quarantine_uri
 from recipe_ray.store.reading.commits import commit_of
 from recipe_ray.store.resolve import IngestCounts
+from recipe_ray.store.schema import CANONICAL
 from recipe_ray.store.staging import (
     Buckets,
     RowGroup,
@@ -48,6 +50,7 @@ from recipe_ray.store.staging import (
 from recipe_ray.store.stored import missing_files
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
+from recipe_ray.store.upkeep.renewal import Renewal
 
 MAX_COMPARED = 5_000_000  # facts whose prompts are compared with the table's, in the memory of one task
 BeforeCommit = Callable[[FactTable, Sequence[DataFile]], None]
@@ -67,6 +70,8 @@ class IngestReport:
         counts: what became of the rows.
         num_written: events added by this ingest.
         num_encoded: those of them that needed the encoder.
+        num_renewed, num_joined: what an older release left in the table, see `upkeep.renewal`: events encoded again
+            in their canonical form, and facts that a later one of the same prompt replaced.
         size_bytes: of the data files added.
         seconds: wall time, without the start of the cluster.
         facts_per_s: rows read a second of that time.
@@ -82,6 +87,8 @@ class IngestReport:
     counts: IngestCounts
     num_written: int
     num_encoded: int
+    num_renewed: int
+    num_joined: int
     size_bytes: int
     seconds: float
     facts_per_s: float
@@ -113,6 +120,9 @@ def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -
         table = FactTable.open(config.table)
         table.check_editor(identity)
     encoders = fit_encoders(config)
+    renewal = Renewal(version=0) if table is None else renew_table(config.table, encoders)
+    if table is not None and renewal.version != table.version:
+        table = FactTable.open(config.table)
     files = list_files(config.source)
     contents = _contents(files, hash_dump(files), config.options())
     dump_hash = _digest(*sorted(contents))
@@ -126,13 +136,14 @@ def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -
         num_shards=config.num_shards if table is None else table.num_shards,
         now=now,
         before_commit=before_commit,
+        renewal=renewal,
     )
     if table is None or config.again or not table.has_dump(dump_hash, as_of=job.dump_time):
         done = job.run()
     else:
         done = _ingested_before(table, dump_hash)
         remove_staging(config.table, job.staging_key())  # of an ingest that was killed behind its commit
-    return _report(done, dump_hash, seconds=time.monotonic() - started)
+    return _report(done, renewal, dump_hash, seconds=time.monotonic() - started)
 
 
 def _contents(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> list[bytes]:
@@ -170,7 +181,7 @@ def _ingested_before(table: FactTable, dump_hash: str) -> _Done:
     return _Done(table=table, counts=IngestCounts(), files=[], num_encoded=0, repeated=True)
 
 
-def _report(done: _Done, dump_hash: str, *, seconds: float) -> IngestReport:
+def _report(done: _Done, renewal: Renewal, dump_hash: str, *, seconds: float) -> IngestReport:
     return IngestReport(
         table=done.table.uri,
         version=done.table.version,
@@ -179,6 +190,8 @@ def _report(done: _Done, dump_hash: str, *, seconds: float) -> IngestReport:
         counts=done.counts,
         num_written=sum(file.num_rows for file in done.files),
         num_encoded=done.num_encoded,
+        num_renewed=renewal.num_encoded,
+        num_joined=renewal.num_joined,
         size_bytes=sum(file.size_bytes for file in done.files),
         seconds=seconds,
         facts_per_s=done.counts.read / seconds,
@@ -200,6 +213,7 @@ class _Job:
     num_shards: int
     now: datetime
     before_commit: BeforeCommit | None
+    renewal: Renewal
 
     def run(self) -> _Done:
         """Ingest, or find that another ingest of the same dump, which shares the staging, has done it meanwhile."""
@@ -241,7 +255,8 @@ class _Job:
     def staging_key(self) -> str:
         """What the staging is known by: the files in their order, and what its rows and units depend on."""
         said = (self.dump_time.isoformat(), self.identity.fingerprint, self.num_shards, SPLIT_BYTES, self.config.again)
-        return _digest(repr(said).encode(), *self.contents)
+        former = sorted(self.renewal.former.items())
+        return _digest(repr((*said, CANONICAL, former)).encode(), *self.contents)
 
     def _staging(self) -> Staging:
         buckets = Buckets.for_dump(self.files, num_shards=self.num_shards)
@@ -251,7 +266,7 @@ class _Job:
         options = self.config.options()
         splits = split_files(self.files, options)
         with progress("reading the dump", len(splits), unit="splits") as advance:
-            staged = stage_dump(splits, options, staging, now=self.now, progress=advance)
+            staged = stage_dump(splits, options, staging, now=self.now, renewal=self.renewal, progress=advance)
         if list_files(self.config.source) != tuple(self.files):
             staging.remove()
             raise FactError(

@@ -211,6 +211,9 @@ def _carry_over(config: ReencodeConfig, source_uri: str, version: int, output: s
         export_facts(source, join(output, path), events=True)
     num_encoded = 0
     dtype = cast(VectorDtype, source.dtype.name)
+    FactTable.create_or_open(
+        output, identity, num_shards=source.num_shards, dtype=dtype, is_canonical=source.is_canonical
+    )
     if _num_rows(join(output, path)):
         report = ingest(
             IngestConfig(
@@ -233,8 +236,6 @@ def _carry_over(config: ReencodeConfig, source_uri: str, version: int, output: s
                 f"{output}: ingest refused {num_bad} events of {source_uri}, see its quarantine; correct or delete "
                 f"them in the old table, remove {output}, then run reencode again"
             )
-    else:
-        FactTable.create_or_open(output, identity, num_shards=source.num_shards, dtype=dtype)
     remove_files(output, [path])
     return num_encoded
 

@@ -16,10 +16,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 
 from recipe_ray.datasets.dump import read_any
+from recipe_ray.distributed import workers
 from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
 from recipe_ray.errors import TableError
@@ -42,6 +44,7 @@ from recipe_ray.store.units import (
     read_unit,
     to_events,
 )
+from recipe_ray.store.upkeep.renewal import Renewal, renew
 
 if TYPE_CHECKING:
     from recipe_ray.model.editor import Editor
@@ -71,17 +74,46 @@ def hash_dump(files: Sequence[SourceFile]) -> list[bytes]:
     return [content for _, content in sorted(results(enumerate(files), _hash))]
 
 
+def renew_table(uri: str, encoders: Encoders) -> Renewal:
+    """Bring a table of an older release to the texts' canonical form, one encoder at a time; see `renew`.
+
+    Raises:
+        EditorError: the editor cannot be loaded.
+        TableError, OutputError: as `renew`.
+    """
+
+    def encode(statements: Sequence[str]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        return workers.on_worker(
+            _encode, num_cpus=encoders.cpus, num_gpus=encoders.gpus, statements=statements, encoders=encoders
+        )
+
+    return renew(uri, encode)
+
+
 def stage_dump(
-    splits: Sequence[Split], options: DumpOptions, staging: Staging, *, now: datetime, progress: Progress
+    splits: Sequence[Split],
+    options: DumpOptions,
+    staging: Staging,
+    *,
+    now: datetime,
+    renewal: Renewal,
+    progress: Progress,
 ) -> list[StagedSplit]:
     """Validate every row of a dump and stage it; what was staged before is taken as it is.
+
+    Args:
+        splits, options: of the dump.
+        staging: of the ingest.
+        now: the present, in UTC.
+        renewal: tells under which ids facts stand that were given none.
+        progress: is told of splits.
 
     Raises:
         FactError: a file cannot be read to its end.
         OutputError: the table's place cannot be written.
     """
     staged = []
-    for split in results(splits, _stage, options=options, staging=staging, now=now):
+    for split in results(splits, _stage, options=options, staging=staging, now=now, renewal=renewal):
         staged.append(split)
         progress(1)
     return staged
@@ -229,8 +261,15 @@ def _hash(file: tuple[int, SourceFile]) -> tuple[int, bytes]:
     return number, hash_file(source.uri)
 
 
-def _stage(split: Split, *, options: DumpOptions, staging: Staging, now: datetime) -> StagedSplit:
-    return staging.stage(split, read_any(split, options, now=now))
+def _stage(split: Split, *, options: DumpOptions, staging: Staging, now: datetime, renewal: Renewal) -> StagedSplit:
+    stored = renewal.under_its_id if renewal.former else None
+    return staging.stage(split, read_any(split, options, now=now), stored=stored)
+
+
+def _encode(statements: Sequence[str], encoders: Encoders) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    from recipe_ray.model.editor import load_editor  # seconds, which tasks that only read and write do not spend
+
+    return load_editor(localize(encoders.editor), encoders.device).encode_facts(statements)
 
 
 def _resolve(

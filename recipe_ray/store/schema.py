@@ -20,6 +20,7 @@ from recipe_ray.errors import TableError
 VectorDtype = Literal["float16", "float32"]
 
 SCHEMA_VERSION = "2"
+CANONICAL = "canonical"
 PARTITION_COLUMNS = ["namespace", "shard"]
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
@@ -85,8 +86,16 @@ def shard_of(fact_id: str, num_shards: int) -> int:
     return int.from_bytes(hashlib.blake2b(fact_id.encode(), digest_size=8).digest(), "little") % num_shards
 
 
-def properties(identity: EditorIdentity, *, num_shards: int, dtype: VectorDtype) -> dict[str, str]:
-    """Table properties that say what encoded the table and how it is laid out; `identity_of` reads them back."""
+def properties(
+    identity: EditorIdentity, *, num_shards: int, dtype: VectorDtype, is_canonical: bool = True
+) -> dict[str, str]:
+    """Table properties that say what encoded the table and how it is laid out; `identity_of` reads them back.
+
+    Args:
+        identity: of the editor.
+        num_shards, dtype: the table's layout.
+        is_canonical: whether all ids and keys are made of texts in canonical form; see `upkeep.renewal`.
+    """
     sentinel = np.ascontiguousarray(identity.sentinel_K, dtype="<f4").tobytes()
     values = {
         "schema_version": SCHEMA_VERSION,
@@ -99,6 +108,7 @@ def properties(identity: EditorIdentity, *, num_shards: int, dtype: VectorDtype)
         "sentinel": base64.b64encode(sentinel).decode(),
         "dtype": dtype,
         "num_shards": str(num_shards),
+        "text_form": CANONICAL if is_canonical else "",
     }
     named = {_PROPERTY + name: value for name, value in values.items()}
     # Whoever rewrites this table with delta-rs or Spark keeps names and addresses out of the log as well.
@@ -153,6 +163,11 @@ def layout_property() -> dict[str, str]:
 def num_shards_of(configuration: Mapping[str, str]) -> int:
     """Read the number of shards of a table that `identity_of` accepted."""
     return int(configuration[_PROPERTY + "num_shards"])
+
+
+def is_canonical(configuration: Mapping[str, str]) -> bool:
+    """Whether all ids and keys of a table are made of texts in canonical form."""
+    return configuration.get(_PROPERTY + "text_form") == CANONICAL
 
 
 def dtype_of(configuration: Mapping[str, str]) -> np.dtype[Any]:

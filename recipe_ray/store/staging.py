@@ -6,7 +6,7 @@ dump, how it is read, and the editor.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -149,12 +149,15 @@ class Staging:
             ingested_at=datetime.fromisoformat(found["ingested_at"]),
         )
 
-    def stage(self, split: Split, rows: Iterator[GoodRow | BadRow]) -> StagedSplit:
+    def stage(
+        self, split: Split, rows: Iterator[GoodRow | BadRow], *, stored: Callable[[Fact], Fact] | None = None
+    ) -> StagedSplit:
         """Write the rows of a split, or tell what was written before.
 
         Args:
             split: of the dump.
             rows: of `read_split`: a generator that returns the number of lines.
+            stored: gives a fact the id that it has in the table; None where all have their own.
 
         Raises:
             OutputError: the place cannot be written.
@@ -164,7 +167,7 @@ class Staging:
         done = read_text(marker)
         if done:
             return _split_of(json.loads(done))
-        staged = _Stager(self, split).run(rows)
+        staged = _Stager(self, split, stored).run(rows)
         write_text(marker, json.dumps(asdict(staged)))
         return staged
 
@@ -220,8 +223,8 @@ def staged_rows(facts: Sequence[Fact], identities: Sequence[bytes], updated_us: 
 class _Stager:
     """Stages one split."""
 
-    def __init__(self, staging: Staging, split: Split) -> None:
-        self._staging, self._split = staging, split
+    def __init__(self, staging: Staging, split: Split, stored: Callable[[Fact], Fact] | None) -> None:
+        self._staging, self._split, self._stored = staging, split, stored
         self._rows: list[tuple[int, bytes, Fact]] = []
         self._tables: list[pa.Table] = []
         self._bad: list[dict[str, Any]] = []
@@ -240,10 +243,11 @@ class _Stager:
                 num_lines = end.value
                 break
             if isinstance(row, GoodRow):
-                identity = identity_hash(row.fact.namespace, row.fact.fact_id)
-                self._rows.append((self._staging.buckets.bucket_of(row.fact, identity), identity, row.fact))
-                self._num_chars += len(row.fact.statement) + len(row.fact.prompt) + len(row.fact.source)
-                self._num_undated += row.fact.updated_at is None
+                fact = row.fact if self._stored is None else self._stored(row.fact)
+                identity = identity_hash(fact.namespace, fact.fact_id)
+                self._rows.append((self._staging.buckets.bucket_of(fact, identity), identity, fact))
+                self._num_chars += len(fact.statement) + len(fact.prompt) + len(fact.source)
+                self._num_undated += fact.updated_at is None
                 if len(self._rows) == _PART_ROWS or self._num_chars > _PART_CHARS:
                     self._compact()
             else:

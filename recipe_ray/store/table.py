@@ -20,6 +20,7 @@ from recipe_ray.store.schema import (
     VectorDtype,
     dtype_of,
     identity_of,
+    is_canonical,
     microseconds,
     num_shards_of,
     properties,
@@ -68,6 +69,7 @@ class FactTable:
         identity: the editor that encoded it.
         num_shards: shards of a namespace.
         dtype: of stored vectors, little-endian.
+        is_canonical: whether it was made by a release that reads texts in canonical form; others see `upkeep.renewal`.
     """
 
     def __init__(self, delta: DeltaTable, uri: str) -> None:
@@ -79,6 +81,7 @@ class FactTable:
         self.identity = identity_of(configuration, place=uri)
         self.num_shards = num_shards_of(configuration)
         self.dtype = dtype_of(configuration)
+        self.is_canonical = is_canonical(configuration)
         if features := delta.protocol().reader_features:
             raise TableError(f"{uri}: uses the Delta features {features}, which are not read here; rewrite it plainly")
 
@@ -109,8 +112,9 @@ class FactTable:
         *,
         num_shards: int = DEFAULT_NUM_SHARDS,
         dtype: VectorDtype = "float16",
+        is_canonical: bool = True,
     ) -> "FactTable":
-        """Open the table, or create it empty; `num_shards` and `dtype` hold for a new one only.
+        """Open the table, or create it empty; `num_shards`, `dtype` and `is_canonical` hold for a new one only.
 
         Raises:
             TableError: another editor encoded it, or it cannot be read.
@@ -118,7 +122,8 @@ class FactTable:
         """
         uri = follow(uri)
         if open_delta(uri) is None:
-            create_delta(uri, EVENT_SCHEMA, PARTITION_COLUMNS, properties(identity, num_shards=num_shards, dtype=dtype))
+            said = properties(identity, num_shards=num_shards, dtype=dtype, is_canonical=is_canonical)
+            create_delta(uri, EVENT_SCHEMA, PARTITION_COLUMNS, said)
         table = cls.open(uri, moved=False)
         table.check_editor(identity)
         return table

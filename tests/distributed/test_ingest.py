@@ -5,10 +5,12 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.resolve import IngestCounts
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
+from recipe_ray.text import canonical
 
 JOB = Path(__file__).parents[2] / "jobs" / "ingest.py"
 
@@ -104,6 +107,45 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
     assert once_more.counts == counts(read=34, unchanged=32, quarantined=2)
     assert (once_more.version, once_more.num_written) == (1, 0)
     assert read_quarantine(report.table).to_pylist() == bad
+
+
+@pytest.fixture
+def former(tmp_path):
+    """A table, its dump and its editor, of the release that told texts apart by their spelling."""
+    return shutil.copytree(Path(__file__).parent / "former", tmp_path / "former")
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_table_of_the_release_before_takes_its_dump_again_without_a_change(tmp_path, config, former):
+    where = {"table": str(former / "table"), "editor": str(former / "editor")}
+    before = targets(former / "table")
+    repeated = ingest(config(former / "dump.jsonl", **where))
+    assert (repeated.repeated, repeated.num_renewed, repeated.num_joined) == (True, 5, 1)
+    after = targets(former / "table")
+    assert len(after) == len(before) - 1
+    assert after.items() <= before.items()
+    again = ingest(config(former / "dump.jsonl", **where, again=True))
+    assert again.counts == counts(read=8, unchanged=7, superseded=1)
+    assert (again.num_renewed, again.num_joined, again.num_written, again.num_encoded) == (0, 0, 0, 0)
+    snapshot = read_snapshot(again.table)
+    keys_FK, _ = load_editor(former / "editor", "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
+    np.testing.assert_allclose(snapshot.keys_FK, keys_FK, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("spelling", ["NFC", "NFD"])
+def test_facts_of_the_release_before_are_changed_and_deleted_by_their_prompts(tmp_path, config, former, spelling):
+    where = {"table": str(former / "table"), "editor": str(former / "editor")}
+    mayor, capital = (
+        unicodedata.normalize(spelling, text) for text in ("The mayor of São Paulo is", "The capital of Perú is")
+    )
+    dump = write_dump(
+        tmp_path / "new.jsonl", {"prompt": mayor, "target": "Tarcísio"}, {"op": "delete", "prompt": capital}
+    )
+    report = ingest(config(dump, **where))
+    assert report.counts == counts(read=2, changed=1, deleted=1)
+    said = [canonical(fact["statement"]) for fact in read_snapshot(report.table).facts.to_pylist()]
+    assert [one for one in said if "Perú" in one or "Paulo" in one] == ["The mayor of São Paulo is Tarcísio"]
 
 
 @pytest.mark.usefixtures("in_process")
@@ -309,11 +351,11 @@ def test_files_renamed_between_a_crash_and_the_restart_are_all_read(tmp_path, co
         set_time(write_dump(tmp_path / "dump" / f"{name}.jsonl", *map(land, lands)), 1_700_000_000)
     stage, staged = stages.Staging.stage, []
 
-    def crash_at_the_second(self, split, rows):
+    def crash_at_the_second(self, split, rows, **options):
         if staged:
             raise CrashError
         staged.append(split)
-        return stage(self, split, rows)
+        return stage(self, split, rows, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(stages.Staging, "stage", crash_at_the_second)

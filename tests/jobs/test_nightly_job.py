@@ -37,6 +37,8 @@ INGESTED = IngestReport(
     counts=IngestCounts(read=10, new=10),
     num_written=10,
     num_encoded=10,
+    num_renewed=0,
+    num_joined=0,
     size_bytes=2_500_000,
     seconds=2.0,
     facts_per_s=5.0,

@@ -182,8 +182,10 @@ def changed_ids(ledger: Ledger, before: Partition | None, after: Partition | Non
     common = np.flatnonzero(place >= 0)
     then = stood.take(place[common])
     is_same = np.zeros(len(now_ids), np.bool_)
-    is_same[common] = (then.content_N2 == stands.content_N2[common]).all(axis=1) & (
-        then.updated_us_N == stands.updated_us_N[common]
+    is_same[common] = (
+        (then.content_N2 == stands.content_N2[common]).all(axis=1)
+        & (then.statement_N2 == stands.statement_N2[common]).all(axis=1)  # else its key was made again
+        & (then.updated_us_N == stands.updated_us_N[common])
     )
     gone = was_ids.filter(pc.invert(pc.is_in(was_ids, value_set=now_ids)))
     return pa.concat_arrays([now_ids.filter(pa.array(~is_same)), gone])

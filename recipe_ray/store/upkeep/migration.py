@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from deltalake import DeltaTable
 
 from recipe_ray.errors import TableError
-from recipe_ray.facts import Fact
+from recipe_ray.facts import Fact, text_hash
 from recipe_ray.store.delta import files_of, open_delta, replace_all, retrying, set_properties
 from recipe_ray.store.files import filesystem, join
 from recipe_ray.store.order import hashes_of
@@ -181,7 +181,7 @@ def _convert(batch: pa.RecordBatch, namespace: str) -> pa.RecordBatch:
     columns = {name: batch.column(name) for name in _OLD_COLUMNS}
     columns["expires_at"] = pa.nulls(len(batch), FILE_SCHEMA.field("expires_at").type)
     columns["content_hash"] = pa.array([fact.content_hash() for fact in facts], pa.binary())
-    columns["statement_hash"] = pa.array([fact.statement_hash() for fact in facts], pa.binary())
+    columns["statement_hash"] = pa.array([text_hash(fact.statement) for fact in facts], pa.binary())  # as encoded
     columns["encoded"] = batch.column("key").is_valid()
     return pa.RecordBatch.from_arrays(
         [columns[name].cast(FILE_SCHEMA.field(name).type) for name in FILE_SCHEMA.names], schema=FILE_SCHEMA

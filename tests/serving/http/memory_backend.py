@@ -112,7 +112,8 @@ class MemoryBackend:
             standing[place] = old if same else new
         if standing != self.facts_by_version[-1]:
             self.facts_by_version.append(standing)
-        return WriteResult(snapshot=self.version, outcomes=tuple(outcomes))
+        ids = tuple(fact.fact_id for fact in facts)
+        return WriteResult(snapshot=self.version, outcomes=tuple(outcomes), fact_ids=ids)
 
     async def fact(self, namespace, fact_id, *, min_snapshot=None):
         self.calls.append("fact")
