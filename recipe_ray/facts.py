@@ -20,6 +20,7 @@ MAX_FUTURE_S = 3600.0  # clocks and offsets that are a little wrong
 _FIELD_SET = frozenset(FIELDS)
 _OPS = frozenset(get_args(Op))
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
+_quoted = json.encoder.encode_basestring_ascii
 _CALENDAR_DAY_CHARS = 8  # 20260131; other texts of digits alone are epochs, which `fromisoformat` may take for a year
 
 
@@ -185,7 +186,8 @@ def text_hash(text: str) -> bytes:
 
 
 def _id_of(namespace: str, prompt: str) -> str:
-    return hashlib.blake2b(json.dumps((namespace, prompt)).encode(), digest_size=16).hexdigest()
+    said = f"[{_quoted(namespace)}, {_quoted(prompt)}]"  # as `json.dumps` writes a pair, in a third of the time
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 class _DoubledFieldError(ValueError):

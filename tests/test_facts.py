@@ -121,6 +121,14 @@ def test_a_fact_without_id_is_known_by_namespace_and_prompt_alone():
     assert fact(statement="Lyon is a city").fact_id == default_fact_id(DEFAULT_NAMESPACE, "Lyon is a city")
 
 
+def test_ids_and_hashes_are_those_that_tables_hold():
+    assert default_fact_id("default", EDIT["prompt"]) == "517de2776e60c7be21d2b3a93e19bc5f"
+    odd = default_fact_id('né"ws', "La capitale du Pérou est « Lima » \\ 😀")
+    assert odd == "dbb26df091281459c3e301cd6a7357cc"
+    assert fact(**EDIT).statement_hash().hex() == "3f723166984d9f2bb3c62f4bc8d97f6a"
+    assert fact(**EDIT).content_hash().hex() == "d5bf3ad9ee8d99053f66661ab4f5d69b"
+
+
 def test_two_spellings_of_a_prompt_are_one_fact_that_stores_what_was_written():
     plain = fact(prompt="The capital of Perú is", target="Lima")
     spelled = fact(prompt="The capital of Peru\u0301 \u200bis", target="Lima")
