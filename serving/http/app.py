@@ -29,11 +29,13 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SHOWN_CHARS = 200  # of a path in a message about it
 
 
-def create_http_app(service: Service) -> FastAPI:
+def create_http_app(service: Service, *, server_tells_ids: bool = False) -> FastAPI:
     """Build the application.
 
     Args:
         service: models, keys, limits, and who counts.
+        server_tells_ids: the server in front gives every request its id in `X-Request-Id`, the client's own or a new
+            one, and puts it into the answer itself, as Ray Serve does; a second one here would be read as "id, id".
     """
     app = FastAPI(
         title="recipe-ray",
@@ -44,7 +46,7 @@ def create_http_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses=ERRORS,
         middleware=[
-            Middleware(ObserveMiddleware, service),
+            Middleware(ObserveMiddleware, service, server_tells_ids=server_tells_ids),
             Middleware(AccessMiddleware, service),
             Middleware(_IntakeMiddleware, service.limits.body_bytes),
         ],
