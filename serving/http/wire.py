@@ -103,7 +103,7 @@ def _words(value: object) -> str:
 
 
 def _prompts(value: object) -> "tuple[str | tuple[int, ...], ...]":
-    """The four forms of a prompt as one."""
+    """A prompt's forms as one: a text, token ids, or a list of either, which may be mixed."""
     if isinstance(value, str) or _are_token_ids(value):
         value = [value]
     if not isinstance(value, list):
@@ -163,11 +163,10 @@ _IDS_SCHEMA = {
 _PROMPT_SCHEMA = {
     "anyOf": [
         _TEXT_SCHEMA,
-        {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1},
         _IDS_SCHEMA,
-        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
+        {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, _IDS_SCHEMA]}, "minItems": 1},
     ],
-    "description": "A text, token ids, or a list of either.",
+    "description": "A text, token ids, or a list of texts and token ids, each a prompt by itself.",
 }
 _STOP_TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 _STOP_SCHEMA = {
