@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from typing import Any, Literal, get_args
 
+from recipe_ray import strict_json
 from recipe_ray.errors import FactError
 
 Op = Literal["upsert", "delete"]
@@ -158,10 +159,10 @@ def record_from_line(line: str, *, place: str) -> object:
         FactError: it is not JSON, or an object in it has a field twice.
     """
     try:
-        return _decode(line)
+        return strict_json.decode(line)
     except json.JSONDecodeError as error:
         raise FactError(f"{place}: not JSON ({error.msg} at column {error.colno}); give one object a line") from error
-    except _DoubledFieldError as error:
+    except strict_json.DoubledFieldError as error:
         raise FactError(f"{place}: field {str(error)!r} stands twice in an object; give it once") from error
     except ValueError as error:
         raise FactError(f"{place}: not JSON that can be read ({error}); give one object a line") from error
@@ -173,21 +174,6 @@ def default_fact_id(namespace: str, prompt: str) -> str:
     """Id of a fact that was given none: the same prompt in the same namespace is the same fact, whatever its target."""
     said = json.dumps((namespace, " ".join(prompt.split())))
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-
-
-class _DoubledFieldError(ValueError):
-    """Names a field that stands twice in one JSON object, of which Python would take the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DoubledFieldError(next(name for name in names if names.count(name) > 1))
-    return record
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_object).decode  # made once: `json.loads` makes one a call
 
 
 def _text(record: Mapping[str, object], name: str, place: str) -> str:

@@ -18,10 +18,11 @@ from serving.http.answers import (
 )
 from serving.http.generate import Job, Stream, complete, make_job, model_of, query_of
 from serving.http.openapi import JSON, STREAM
+from serving.http.strict import StrictRoute
 from serving.http.wire import ChatRequest, Message
 from serving.messages import ChatMessage, Sampling
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=StrictRoute)
 
 
 @router.post("/chat/completions", response_model=ChatAnswer, responses={200: STREAM})

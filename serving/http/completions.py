@@ -9,10 +9,11 @@ from serving.http import sse
 from serving.http.answers import CompletionAnswer, CompletionChoice, completion_logprobs, recipe_answer
 from serving.http.generate import Job, Stream, complete, make_job, model_of, query_of
 from serving.http.openapi import JSON, STREAM
+from serving.http.strict import StrictRoute
 from serving.http.wire import CompletionRequest
 from serving.messages import Sampling
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=StrictRoute)
 
 
 @router.post("/completions", response_model=CompletionAnswer, responses={200: STREAM})
