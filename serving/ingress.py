@@ -194,7 +194,7 @@ class IngressDeployment:
         self._reports: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_http_app(self._service)
+        return create_http_app(self._service, server_tells_ids=True)
 
     async def check_health(self) -> None:
         """Called by Serve; also what keeps the figures of the snapshots up to date."""

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from recipe_ray import strict_json
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
 from recipe_ray.store.files import absolute, is_s3, read_text, write_text
 
@@ -272,9 +273,23 @@ def _text_of(uri: str) -> str:
     return text
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Takes no field of a mapping twice, of which PyYAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [name.value for name, _ in node.value]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                raise strict_json.DoubledFieldError(name)
+        return super().construct_mapping(node, deep=deep)
+
+
 def _parse(text: str, uri: str) -> Keyring:
     try:
-        content: Any = yaml.safe_load(text) if uri.endswith(_YAML_SUFFIXES) else json.loads(text)
+        # A YAML loader of PyYAML's safe kind, whatever its name.
+        content: Any = yaml.load(text, Loader=_YamlLoader) if uri.endswith(_YAML_SUFFIXES) else strict_json.parse(text)
+    except strict_json.DoubledFieldError as error:
+        raise ConfigError(f"{uri}: {error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         # The parsers' own words may quote the file.
         raise ConfigError(f"{uri}: neither JSON nor YAML as its name says; correct it") from error

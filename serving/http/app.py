@@ -2,7 +2,7 @@
 
 import time
 
-from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
@@ -19,21 +19,24 @@ from serving.http.chat import router as chat_router
 from serving.http.completions import router as completions_router
 from serving.http.context import Service
 from serving.http.facts import router as facts_router
+from serving.http.models import health_router
 from serving.http.models import router as models_router
 from serving.http.observe import CLIENT_LEFT, ObserveMiddleware
 from serving.http.openapi import ERRORS, complete_document
 from serving.http.wire import bad_request, invalid_json
 
-_ROUTERS = (models_router, completions_router, chat_router, facts_router, console_router)
+_ROUTERS = (models_router, health_router, completions_router, chat_router, facts_router, console_router)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _SHOWN_CHARS = 200  # of a path in a message about it
 
 
-def create_http_app(service: Service) -> FastAPI:
+def create_http_app(service: Service, *, server_tells_ids: bool = False) -> FastAPI:
     """Build the application.
 
     Args:
         service: models, keys, limits, and who counts.
+        server_tells_ids: the server in front gives every request its id in `X-Request-Id`, the client's own or a new
+            one, and puts it into the answer itself, as Ray Serve does; a second one here would be read as "id, id".
     """
     app = FastAPI(
         title="recipe-ray",
@@ -44,7 +47,7 @@ def create_http_app(service: Service) -> FastAPI:
         redirect_slashes=False,
         responses=ERRORS,
         middleware=[
-            Middleware(ObserveMiddleware, service),
+            Middleware(ObserveMiddleware, service, server_tells_ids=server_tells_ids),
             Middleware(AccessMiddleware, service),
             Middleware(_IntakeMiddleware, service.limits.body_bytes),
         ],
@@ -59,13 +62,6 @@ def create_http_app(service: Service) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _client_left)
     complete_document(app, service.limits)
     return app
-
-
-class _TooLargeError(HTTPException):
-    """Of FastAPI's kind, which it lets through where it reads a body."""
-
-    def __init__(self, max_bytes: int) -> None:
-        super().__init__(413, f"the body is larger than {max_bytes} bytes; send it in several requests")
 
 
 class _IntakeMiddleware:
@@ -98,7 +94,8 @@ class _IntakeMiddleware:
             message = {"type": "http.request"} if is_too_large else await receive()
             num_bytes += len(message.get("body", b""))
             if is_too_large or num_bytes > self._max_bytes:
-                raise _TooLargeError(self._max_bytes)
+                said = f"the body is larger than {self._max_bytes} bytes; send it in several requests"
+                raise ApiError(413, said, code="too_large")
             return message
 
         await self._app(scope, limited, send)
@@ -121,8 +118,8 @@ async def _validation_error(request: Request, error: Exception) -> JSONResponse:
 async def _http_exception(request: Request, error: Exception) -> JSONResponse:
     """What the router says (no such path, or no such method), and what is said of a body that cannot be read."""
     assert isinstance(error, RoutingException)
-    if error.status_code == 413:
-        return _response(ApiError(413, error.detail, code="too_large"))
+    if isinstance(error.__cause__, ApiError):
+        return _response(error.__cause__)
     if error.status_code == 400:
         return _response(invalid_json("it is not UTF-8, nested too deeply, or holds too large a number"))
     place = f"{request.method} {request.url.path}"

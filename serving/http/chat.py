@@ -18,10 +18,11 @@ from serving.http.answers import (
 )
 from serving.http.generate import Job, Stream, complete, make_job, model_of, query_of
 from serving.http.openapi import JSON, STREAM
+from serving.http.strict import StrictRoute
 from serving.http.wire import ChatRequest, Message
-from serving.messages import ChatMessage, Declined, Sampling
+from serving.messages import ChatMessage, Sampling
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=StrictRoute)
 
 
 @router.post("/chat/completions", response_model=ChatAnswer, responses={200: STREAM})
@@ -66,7 +67,7 @@ def _job(request: Request, body: ChatRequest) -> Job:
         prefix="chatcmpl",
         prompts=[chat],
         prompts_field="messages",
-        queries=_queries(chat, entry.query_chars),
+        queries=[_query(chat, entry.query_chars)],
         sampling=Sampling(
             max_tokens=body.max_completion_tokens or body.max_tokens,
             temperature=body.temperature or 0.0,
@@ -85,10 +86,9 @@ def _turn(message: Message) -> ChatMessage:
     return ChatMessage(role=role, content=message.content)
 
 
-def _queries(chat: tuple[ChatMessage, ...], query_chars: int) -> tuple[str, ...] | Declined:
+def _query(chat: tuple[ChatMessage, ...], query_chars: int) -> str | None:
     said = next((message.content for message in reversed(chat) if message.role == "user"), "")
-    query = query_of(said, query_chars)
-    return (query,) if query else "no_query"
+    return query_of(said, query_chars) or None
 
 
 async def _events(job: Job, *, include_usage: bool) -> AsyncGenerator[bytes, None]:

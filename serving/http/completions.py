@@ -9,18 +9,20 @@ from serving.http import sse
 from serving.http.answers import CompletionAnswer, CompletionChoice, completion_logprobs, recipe_answer
 from serving.http.generate import Job, Stream, complete, make_job, model_of, query_of
 from serving.http.openapi import JSON, STREAM
+from serving.http.strict import StrictRoute
 from serving.http.wire import CompletionRequest
-from serving.messages import Declined, Sampling
+from serving.messages import Sampling
 
-router = APIRouter(prefix="/v1", tags=["inference"])
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=StrictRoute)
 
 
 @router.post("/completions", response_model=CompletionAnswer, responses={200: STREAM})
 async def create_completion(request: Request, body: CompletionRequest) -> Response:
     """Complete prompts, each with the facts that it is about.
 
-    Facts are looked up by the end of each prompt's text, or by `recipe.query`; token ids and echoed prompts have none
-    and are completed unedited without it. With `stream` the answer is server-sent events of the same shape.
+    Facts are looked up by the end of each prompt's text, or by `recipe.query`, for each prompt of a list by itself;
+    token ids and echoed prompts have no words to look up and are completed unedited without it. With `stream` the
+    answer is server-sent events of the same shape.
     """
     job = _job(request, body)
     if body.stream:
@@ -56,7 +58,9 @@ def _job(request: Request, body: CompletionRequest) -> Job:
         prefix="cmpl",
         prompts=body.prompt,
         prompts_field="prompt",
-        queries=_queries(body, entry.query_chars),
+        queries=[None if body.echo else _query(prompt, entry.query_chars) for prompt in body.prompt],
+        # A prompt to score holds its answer, which would give the fact away (paper section 4.2).
+        declined="echo" if body.echo else "no_query",
         sampling=Sampling(
             max_tokens=body.max_tokens,
             temperature=body.temperature or 0.0,
@@ -70,13 +74,8 @@ def _job(request: Request, body: CompletionRequest) -> Job:
     )
 
 
-def _queries(body: CompletionRequest, query_chars: int) -> tuple[str, ...] | Declined:
-    if body.echo:  # a prompt to score holds its answer, which would give the fact away (paper section 4.2)
-        return "echo"
-    texts = [prompt for prompt in body.prompt if isinstance(prompt, str)]
-    if len(texts) < len(body.prompt):
-        return "no_query"
-    return tuple(query_of(text, query_chars) for text in texts)
+def _query(prompt: str | tuple[int, ...], query_chars: int) -> str | None:
+    return query_of(prompt, query_chars) or None if isinstance(prompt, str) else None
 
 
 async def _events(job: Job, *, include_usage: bool) -> AsyncGenerator[bytes, None]:

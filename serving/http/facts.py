@@ -45,6 +45,7 @@ from serving.http.facts_wire import (
     snapshot_body,
 )
 from serving.http.generate import model_of
+from serving.http.strict import StrictRoute
 from serving.http.wire import MAX_INT64
 from serving.keys import Scope
 from serving.messages import Lookup, Refusal, WriteResult
@@ -62,7 +63,7 @@ class _OfSnapshot(Protocol):
 Read = TypeVar("Read", bound=_OfSnapshot)
 Value = TypeVar("Value")
 
-router = APIRouter(prefix="/v1", tags=["facts"])
+router = APIRouter(prefix="/v1", tags=["facts"], route_class=StrictRoute)
 
 
 @router.put("/facts")

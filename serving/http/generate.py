@@ -60,7 +60,7 @@ class Job:
         answer_id: of the whole answer.
         created: seconds since 1970.
         prompts: one or more.
-        queries: one for each prompt, or why nothing is looked up.
+        lookups: one for each prompt, or why nothing is looked up for it.
         n: choices for each prompt.
         started, deadline: by the event loop's clock.
     """
@@ -71,8 +71,7 @@ class Job:
     answer_id: str
     created: int
     prompts: tuple[Prompt, ...]
-    queries: tuple[str, ...] | Declined
-    recipe: RecipeOptions
+    lookups: tuple[Lookup | Declined, ...]
     sampling: Sampling
     n: int
     started: float
@@ -127,7 +126,8 @@ def make_job(
     prefix: str,
     prompts: Sequence[Prompt],
     prompts_field: str,
-    queries: tuple[str, ...] | Declined,
+    queries: Sequence[str | None],
+    declined: Declined = "no_query",
     sampling: Sampling,
 ) -> Job:
     """Check a request against the service's limits.
@@ -139,7 +139,8 @@ def make_job(
         prefix: of the answer's id.
         prompts: to complete.
         prompts_field: what the body calls them.
-        queries: one for each prompt, or why there is none; the body may give another.
+        queries: each prompt's own words to look up, None where it has none; the body may give another for all.
+        declined: why a prompt has none.
         sampling: how to decode.
 
     Raises:
@@ -163,22 +164,22 @@ def make_job(
         raise ApiError(400, f"'{field}' {said}", param=field, code="invalid_value")
     refuse_unsupported(entry, asked)
     if not recipe.edits:
-        queries = "edits_off"
+        queries, declined = [None] * len(prompts), "edits_off"
     elif recipe.query is not None:
         if len(recipe.query) > limits.prompt_chars:
             said = f"is {len(recipe.query)} characters long, and {limits.prompt_chars} are read; shorten it"
             raise ApiError(400, f"'recipe.query' {said}", param="recipe.query", code="invalid_value")
-        queries = (recipe.query,) * len(prompts)
+        queries = [recipe.query] * len(prompts)
+    namespace = _namespace(caller, entry, recipe, needed=any(query is not None for query in queries))
     now = asyncio.get_running_loop().time()
     return Job(
         service=service,
         entry=entry,
-        namespace=_namespace(caller, entry, recipe, queries),
+        namespace=namespace,
         answer_id=f"{prefix}-{uuid.uuid4().hex}",
         created=int(time.time()),
         prompts=tuple(prompts),
-        queries=queries,
-        recipe=recipe,
+        lookups=tuple(declined if query is None else _lookup(query, namespace, recipe) for query in queries),
         sampling=sampling,
         n=n,
         started=now,
@@ -193,13 +194,23 @@ def _length(prompt: Prompt) -> int:
     return sum(len(part.content) if isinstance(part, ChatMessage) else 1 for part in prompt)
 
 
-def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, queries: Sequence[str] | Declined) -> str:
+def _lookup(query: str, namespace: str, recipe: RecipeOptions) -> Lookup:
+    return Lookup(
+        query=query,
+        namespace=namespace,
+        top_k=recipe.top_k,
+        snapshot=recipe.snapshot,
+        min_snapshot=recipe.min_snapshot,
+    )
+
+
+def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, *, needed: bool) -> str:
     """Whose facts; checked before anything is looked up, and where nothing will be only if it was named."""
     if recipe.namespace is not None:
         namespace = collapsed(recipe.namespace)  # as the table spells it
         caller.check("infer", namespace, param="recipe.namespace")
         return namespace
-    if isinstance(queries, str):
+    if not needed:
         return entry.namespace
     return caller.default_namespace(entry.namespace, param="recipe.namespace")
 
@@ -222,35 +233,29 @@ async def retrieve(job: Job) -> list[Found]:
     Raises:
         ApiError: a query is refused, or the retriever cannot answer.
     """
-    observer, model = job.service.observer, job.entry.name
-    if isinstance(job.queries, str):
-        for _ in job.prompts:
-            observer.edit(model=model, outcome=_OUTCOMES[job.queries], margin=None)
-        return [job.queries] * len(job.prompts)
-    lookups = [
-        Lookup(
-            query=query,
-            namespace=job.namespace,
-            top_k=job.recipe.top_k,
-            snapshot=job.recipe.snapshot,
-            min_snapshot=job.recipe.min_snapshot,
+    lookups = [lookup for lookup in job.lookups if isinstance(lookup, Lookup)]
+    findings = iter(await _find(job, lookups) if lookups else [])
+    found: list[Found] = [next(findings) if isinstance(lookup, Lookup) else lookup for lookup in job.lookups]
+    for of_prompt in found:
+        declined = of_prompt.declined if isinstance(of_prompt, Finding) else of_prompt
+        job.service.observer.edit(
+            model=job.entry.name,
+            outcome="applied" if declined is None else _OUTCOMES[declined],
+            margin=_margin(of_prompt) if isinstance(of_prompt, Finding) else None,
         )
-        for query in job.queries
-    ]
-    started = time.perf_counter()
-    findings = await job.entry.backend.find(lookups)
-    observer.retrieval(model=model, seconds=time.perf_counter() - started)
-    found: list[Found] = []
-    for finding in findings:
-        if isinstance(finding, Refusal):
-            raise errors.refused(finding)
-        observer.edit(
-            model=model,
-            outcome="applied" if finding.declined is None else _OUTCOMES[finding.declined],
-            margin=_margin(finding),
-        )
-        found.append(finding)
     return found
+
+
+async def _find(job: Job, lookups: Sequence[Lookup]) -> list[Finding]:
+    started = time.perf_counter()
+    answers = await job.entry.backend.find(lookups)
+    job.service.observer.retrieval(model=job.entry.name, seconds=time.perf_counter() - started)
+    findings = []
+    for answer in answers:
+        if isinstance(answer, Refusal):
+            raise errors.refused(answer)
+        findings.append(answer)
+    return findings
 
 
 def _margin(finding: Finding) -> float | None:

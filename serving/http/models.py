@@ -8,10 +8,12 @@ from pydantic import BaseModel
 
 from serving.errors import ApiError, model_not_found
 from serving.http.context import ModelEntry, caller_of, service_of
+from serving.http.strict import StrictRoute
 
 _STATUS_TIMEOUT_S = 5.0  # shorter than what probes wait
 
-router = APIRouter()
+router = APIRouter(prefix="/v1", tags=["inference"], route_class=StrictRoute)
+health_router = APIRouter(tags=["health"])  # probes may add what they like to the path
 
 
 class Model(BaseModel):
@@ -49,13 +51,13 @@ class Ready(BaseModel):
     models: dict[str, ReadyModel]
 
 
-@router.get("/v1/models", tags=["inference"])
+@router.get("/models")
 async def list_models(request: Request) -> ModelList:
     """The models that the key may use; the first is the one of requests that name none."""
     return ModelList(object="list", data=_models(request))
 
 
-@router.get("/v1/models/{model_id:path}", tags=["inference"])
+@router.get("/models/{model_id:path}")
 async def retrieve_model(request: Request, model_id: str) -> Model:
     """One model; its id may hold slashes."""
     models = _models(request)
@@ -74,13 +76,13 @@ def _models(request: Request) -> list[Model]:
     ]
 
 
-@router.get("/healthz", tags=["health"])
+@health_router.get("/healthz")
 async def healthz() -> Alive:
     """Whether the process is alive; says nothing of the parts behind it."""
     return Alive(status="ok")
 
 
-@router.get("/readyz", tags=["health"])
+@health_router.get("/readyz")
 async def readyz(request: Request) -> Ready:
     """Whether every model can answer."""
     entries = list(service_of(request).models.values())

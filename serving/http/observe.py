@@ -47,18 +47,24 @@ class ObserveMiddleware:
     """Counts, times and logs requests; outermost, so that refused ones are among them.
 
     Never logs what is in a request: no prompt, fact, query, key, or path as it came.
+
+    Args:
+        app: what answers.
+        service: knows who counts.
+        server_tells_ids: see `create_http_app`.
     """
 
-    def __init__(self, app: ASGIApp, service: "Service") -> None:
+    def __init__(self, app: ASGIApp, service: "Service", *, server_tells_ids: bool) -> None:
         self._app = app
         self._service = service
+        self._server_tells_ids = server_tells_ids
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        watch = _Watch(scope, receive, send)
+        watch = _Watch(scope, receive, send, tells_id=not self._server_tells_ids)
         started = time.perf_counter()
         try:
             await self._app(scope, watch.receive, watch.send)
@@ -97,9 +103,10 @@ class ObserveMiddleware:
 class _Watch:
     """Looks on as an application receives and sends."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, *, tells_id: bool) -> None:
         self._receive, self._send = receive, send
-        self._request_id = _request_id(scope)
+        self._tells_id = tells_id
+        self._request_id = _request_id(scope, only_sane=tells_id)
         scope.setdefault("state", {})["request_id"] = self._request_id
         self.status: int | None = None
         self.left = False
@@ -114,7 +121,8 @@ class _Watch:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
+            if self._tells_id:
+                MutableHeaders(scope=message)["X-Request-Id"] = self._request_id
         try:
             await self._send(message)
         except OSError:  # how servers of ASGI tell that the client left
@@ -130,9 +138,10 @@ class _Watch:
         return CLIENT_LEFT if self.left else 500
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(scope: Scope, *, only_sane: bool) -> str:
+    """The one that the request came with, or a new one; the server's is taken as it is, since the client gets it so."""
     given = Headers(scope=scope).get("x-request-id", "")
-    return given if _SANE_ID.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    return given if _SANE_ID.fullmatch(given) or (given and not only_sane) else f"req-{secrets.token_hex(12)}"
 
 
 def _route(scope: Scope) -> str:

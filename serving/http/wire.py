@@ -104,7 +104,7 @@ def _words(value: object) -> str:
 
 
 def _prompts(value: object) -> "tuple[str | tuple[int, ...], ...]":
-    """The four forms of a prompt as one."""
+    """A prompt's forms as one: a text, token ids, or a list of either, which may be mixed."""
     if isinstance(value, str) or _are_token_ids(value):
         value = [value]
     if not isinstance(value, list):
@@ -165,11 +165,10 @@ _IDS_SCHEMA = {
 _PROMPT_SCHEMA = {
     "anyOf": [
         _TEXT_SCHEMA,
-        {"type": "array", "items": _TEXT_SCHEMA, "minItems": 1},
         _IDS_SCHEMA,
-        {"type": "array", "items": _IDS_SCHEMA, "minItems": 1},
+        {"type": "array", "items": {"anyOf": [_TEXT_SCHEMA, _IDS_SCHEMA]}, "minItems": 1},
     ],
-    "description": "A text, token ids, or a list of either.",
+    "description": "A text, token ids, or a list of texts and token ids, each a prompt by itself.",
 }
 _STOP_TEXT_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARS}
 _STOP_SCHEMA = {
@@ -363,7 +362,7 @@ def bad_request(faults: Sequence[Any]) -> ApiError:
     """The first of pydantic's faults, in one sentence, under the field's name as the client wrote it."""
     kind, complaint, context = faults[0]["type"], faults[0]["msg"], faults[0].get("ctx", {})
     place, *path = faults[0]["loc"]
-    param = context.get("param") or ".".join(map(str, path))[:_SHOWN_NAME_CHARS]
+    param = context.get("param") or ".".join(map(str, path))
     if kind == "json_invalid":
         return invalid_json(context["error"])
     if not param:
@@ -371,15 +370,33 @@ def bad_request(faults: Sequence[Any]) -> ApiError:
             return invalid_json("it is empty")
         message = "the body is not a JSON object; send one, as 'Content-Type: application/json'"
         return ApiError(400, message, code="invalid_type")
-    where = f"'{param}'" if place == "body" else f"the {place} parameter '{param}'"
     if kind == "extra_forbidden":
-        message = f"{where} is not a field of this request; leave it out"
-        return ApiError(400, message, param=param, code="unknown_parameter")
+        return unknown_field(place, param)
+    where, param = _where(place, param)
     if kind == "missing":
         return ApiError(400, f"{where} is missing", param=param, code="missing_required_parameter")
     code = kind if kind == "unsupported_value" else "invalid_value"
     complaint = complaint.removeprefix("Value error, ").replace("Input should", "should")
     return ApiError(400, f"{where} {complaint}", param=param, code=code)
+
+
+def unknown_field(place: str, param: str) -> ApiError:
+    """A field of a body, or a query parameter, that is none."""
+    where, param = _where(place, param)
+    message = f"{where} is not a field of this request; leave it out"
+    return ApiError(400, message, param=param, code="unknown_parameter")
+
+
+def doubled_field(place: str, param: str) -> ApiError:
+    """A field of a body, or a query parameter, that stands twice: which of the two is meant nobody can tell."""
+    where, param = _where(place, param)
+    return ApiError(400, f"{where} stands twice; give it once", param=param, code="duplicate_field")
+
+
+def _where(place: str, param: str) -> tuple[str, str]:
+    """What a message calls a field, and its name for programs."""
+    param = param[:_SHOWN_NAME_CHARS]
+    return f"'{param}'" if place == "body" else f"the {place} parameter '{param}'", param
 
 
 def invalid_json(why: str) -> ApiError:

@@ -87,6 +87,22 @@ def test_on_s3(s3):
     assert read_keyring(uri).find("rr_me", NOW).id == "me"
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("keys.json", '{"keys": [{"id": "a", "scopes": ["infer"], "namespaces": "*", "scopes": ["admin"]}]}'),
+        ("keys.json", '{"keys": [], "keys": []}'),
+        ("keys.yaml", 'keys:\n- id: a\n  scopes: [infer]\n  "scopes": [admin]\n'),
+        ("keys.yml", "keys: []\nkeys: []\n"),
+    ],
+)
+def test_a_field_that_stands_twice_is_refused_by_its_name(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    field = "scopes" if "scopes" in text else "keys"
+    with pytest.raises(ConfigError, match=f"{name}: field '{field}' stands twice in an object; give it once"):
+        read_keyring(str(tmp_path / name))
+
+
 def test_yaml_by_hand(tmp_path):
     path = tmp_path / "keys.yaml"
     row = {**ROW, "expires_at": "2026-01-31T08:00:00Z"}

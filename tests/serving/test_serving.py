@@ -140,6 +140,27 @@ def test_models_health_and_unknown_paths(client):
     assert client.get("/nothing").json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.parametrize("given", [None, "mine-1"])
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/healthz", None),
+        ("GET", "/nothing", None),
+        ("GET", "/console", None),
+        ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 1}),
+        ("POST", "/v1/completions", {"prompt": "x", "max_tokens": 2, "stream": True}),
+        ("POST", "/v1/completions", {"prompt": ""}),
+        ("DELETE", "/v1/models", None),
+        ("GET", "/v1/facts/no-such", None),
+    ],
+)
+def test_no_header_stands_twice(client, method, path, body, given):
+    headers = client.request(method, path, json=body, headers={"X-Request-Id": given} if given else {}).headers
+    assert len(headers.multi_items()) == len(headers.keys()), headers.multi_items()
+    assert {"x-request-id", "date", "server", "content-type"} <= headers.keys()
+    assert given in (None, headers["x-request-id"])
+
+
 def test_a_second_server_is_refused_while_one_runs(client, editor_dir, table_uri):
     args = AppArgs(editor=str(editor_dir), table=table_uri, cpus=0.1)
     port = client.base_url.port

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
-from fake_service import MODEL, applied_fact, assert_refused
+from fake_service import MODEL, applied_fact, assert_refused, events_of
 from openai.types import Completion
+
+from serving.http.access import Caller
 
 APPLIED = {
     "snapshot": 7,
@@ -77,11 +79,60 @@ def test_a_given_query_edits_what_has_none_of_its_own(complete, backend, extra):
     assert {lookup.query for lookup in backend.lookups} == {"the president"}
 
 
-def test_the_four_forms_of_a_prompt(complete, backend):
-    for prompt in ("a b", ["a b", "c"], [1, 2.0], [[1, 2], [3]]):
+MIXED = ["The president is", [5, 6], "Rain falls", [7]]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_each_prompt_of_a_mixed_list_is_for_itself(complete, backend, tally, n, stream):
+    response = complete(prompt=MIXED, n=n, stream=stream)
+    events = events_of(response)[0] if stream else [response.json()]
+    recipes = {
+        choice["index"]: choice["recipe"] for event in events for choice in event["choices"] if "recipe" in choice
+    }
+    declined = {**APPLIED, "facts": [], "fact": None, "reason": "below_sentinel", "score": 0.5}
+    by_prompt = [APPLIED, unedited("no_query"), declined, unedited("no_query")]
+    assert [recipes[index] for index in range(4 * n)] == [recipe for recipe in by_prompt for _ in range(n)]
+    assert [lookup.query for lookup in backend.lookups] == ["The president is", "Rain falls"]
+    assert [(request.prompt, request.virtual_PD is not None) for request in backend.requests] == [
+        ("The president is", True), ((5, 6), False), ("Rain falls", False), ((7,), False),
+    ]  # fmt: skip
+    assert [told["outcome"] for told in tally.of("edit")] == ["applied", "off", "below_sentinel", "off"]
+    assert [told["margin"] for told in tally.of("edit")] == [1.0, None, -0.5, None]
+    assert len(tally.of("retrieval")) == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "reasons", "num_lookups"),
+    [
+        ({"recipe": {"query": "the president"}}, [None] * 4, 4),
+        ({"echo": True}, ["echo"] * 4, 0),
+        ({"echo": True, "recipe": {"query": "the president"}}, [None] * 4, 4),
+        ({"recipe": {"edits": False, "query": "the president"}}, ["edits_off"] * 4, 0),
+    ],
+)
+def test_what_is_said_of_all_prompts_is_for_all_of_a_mixed_list(complete, backend, extra, reasons, num_lookups):
+    choices = complete(prompt=MIXED, **extra).json()["choices"]
+    assert [choice["recipe"]["reason"] for choice in choices] == reasons
+    assert len(backend.lookups) == num_lookups
+
+
+def test_a_key_of_several_namespaces_needs_one_where_any_prompt_is_looked_up(complete, access, monkeypatch):
+    several = Caller(key_id="k", scopes=frozenset({"infer"}), namespaces=frozenset({"a", "b"}))
+
+    async def caller(headers):
+        return several
+
+    monkeypatch.setattr(access, "caller", caller)
+    assert complete(prompt=[[5], [6]]).status_code == 200
+    assert_refused(complete(prompt=[[5], "a"]), 400, param="recipe.namespace", code="missing_namespace")
+
+
+def test_the_forms_of_a_prompt(complete, backend):
+    for prompt in ("a b", ["a b", "c"], [1, 2.0], [[1, 2], [3]], [[4], "d"]):
         complete(prompt=prompt, n=1.0)
     prompts = [request.prompt for request in backend.requests]
-    assert prompts == ["a b", "a b", "c", (1, 2), (1, 2), (3,)]
+    assert prompts == ["a b", "a b", "c", (1, 2), (1, 2), (3,), (4,), "d"]
     assert all(type(token) is int for prompt in prompts for token in prompt if isinstance(prompt, tuple))
 
 

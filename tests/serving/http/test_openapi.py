@@ -152,6 +152,9 @@ def test_answers_are_as_the_document_says(document, call, path):
     [
         ({"prompt": ["a", "b"], "stop": None, "presence_penalty": 0}, True),
         ({"prompt": [1, 2.0], "max_tokens": 32.0}, True),
+        ({"prompt": ["a", [5], "b", [6, 7]]}, True),
+        ({"prompt": ["a", 5]}, False),
+        ({"prompt": ["a", [5, "b"]]}, False),
         ({"prompt": " "}, False),
         ({"prompt": []}, False),
         ({"prompt": "a", "presence_penalty": 1}, False),
