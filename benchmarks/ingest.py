@@ -3,6 +3,7 @@ r"""What an ingest costs beside the encoding that it cannot avoid, and what its 
     python benchmarks/ingest.py --editor EDITOR                                  # 200,000 facts: the ratio
     python benchmarks/ingest.py --editor EDITOR --num-facts 100000 1000000 --again --delta 0.01 --folder FOLDER
     python benchmarks/ingest.py --random-encoder 6x384                           # the ratio with a larger encoder
+    python benchmarks/ingest.py --staging-only [--dump FILE] [--against CHECKOUT]  # reading and staging a million facts
 
 Facts are invented, written as JSON Lines, and ingested into a new table by `jobs/ingest.py` on a Ray cluster of its
 own. Bare encoding is one process a core over batches of facts drawn from the same dump, tokenised already: encoder,
@@ -19,6 +20,12 @@ and MiniLM-L12-H384. Weights make no difference to the time.
 
 `--again` ingests the same dump once more; `--delta SHARE` one in which that share of the facts has another target, and
 checks the table: counts, contents, and a random sample encoded again.
+
+`--staging-only` times what an ingest does before it encodes, in one process without Ray: every row of a dump is read,
+validated and staged in buckets. The dump is given, or made of so many facts in `--form`. `seconds` are the wall's and
+`cpu_s` this process's own, which others on the machine disturb less. `--against CHECKOUT` times the code of another
+checkout (its root, with or without an environment) in turns with this one's, `--pairs` times each, and prints the
+median of the pairs' ratios: above 1 this code is slower.
 """
 
 import argparse
@@ -34,30 +41,42 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import ray
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+import recipe_ray
 from recipe_ray.config import TESTBED
+from recipe_ray.datasets.dump import read_any
 from recipe_ray.model.editor import TEXTS_PER_CHUNK, Editor, load_editor
 from recipe_ray.model.encoder import TextEncoder
 from recipe_ray.model.hub import model_source
 from recipe_ray.model.llm import llm_width
 from recipe_ray.presets import testbed
+from recipe_ray.store.dumps.rows import DumpOptions, split_files
+from recipe_ray.store.files import list_files
 from recipe_ray.store.snapshot import read_partition
-from recipe_ray.store.table import FactTable
+from recipe_ray.store.staging import Buckets, Staging
+from recipe_ray.store.table import DEFAULT_NUM_SHARDS, FactTable
 from recipe_ray.testbed.million import generate_facts
 
+CODE = Path(recipe_ray.__file__).parent.parent
+THIS = Path(__file__).resolve()
 ENCODE = Path(__file__).with_name("encode.py")
 JOB = Path(__file__).parent.parent / "jobs" / "ingest.py"
 SAMPLE = 500
 SAMPLE_S = 60.0
 BEGUN_S = 30.0
+FORMS = ("jsonl", "csv", "parquet")
 
 
 class BareEncoding:
@@ -240,26 +259,77 @@ def run_ingest(
     }
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--editor", help="directory of a trained editor")
-    which.add_argument("--random-encoder", metavar="LAYERSxWIDTH", help="instead of a trained editor")
-    parser.add_argument("--num-facts", type=int, nargs="+", default=[200_000])
-    parser.add_argument(
-        "--bare-facts",
-        type=int,
-        default=TEXTS_PER_CHUNK,  # what an ingest sorts by length together: fewer have more padding
-        help="that each process encodes at a time",
-    )
-    parser.add_argument("--probes", type=int, default=8, help="times that bare encoding is timed during an ingest")
-    parser.add_argument("--again", action="store_true")
-    parser.add_argument("--delta", type=float)
-    parser.add_argument("--folder", type=Path, help="keep dumps and tables here")
-    args = parser.parse_args()
-    folder = args.folder or Path(tempfile.mkdtemp(prefix="ingest-"))
-    folder.mkdir(parents=True, exist_ok=True)
+def write_table(path: Path, num_facts: int) -> None:
+    """The facts of `write_dump` as CSV or Parquet, by the path's suffix."""
+    rows = pa.Table.from_pylist([{**fact, "updated_at": "2026-01-01"} for fact in generate_facts(num_facts, seed=0)])
+    if path.suffix == ".csv":
+        pa.csv.write_csv(rows, path)
+    else:
+        pa.parquet.write_table(rows, path)
+
+
+def stage(source: str, folder: Path) -> dict[str, Any]:
+    """Read, validate and stage a dump in this process, beside a table that is never made: counts, and what it took."""
+    files, options, now = list_files(source), DumpOptions(), datetime.now(UTC)
+    buckets = Buckets.for_dump(files, num_shards=DEFAULT_NUM_SHARDS)
+    staging = Staging.begin(str(folder / "table"), "benchmark", buckets, dump_time=now, now=now)
+    begun, begun_cpu = time.perf_counter(), time.process_time()
+    splits = [
+        staging.stage(split, read_any(split, options, now=now)) for split in split_files(files, options)
+    ]  # one after the other: how they share a machine is Ray's
+    seconds, cpu_s = time.perf_counter() - begun, time.process_time() - begun_cpu
+    staging.remove()
+    num_rows = sum(split.num_rows for split in splits)
+    return {
+        "code": str(CODE),
+        "rows": num_rows,
+        "bad_rows": sum(split.num_bad for split in splits),
+        "size_bytes": sum(file.size_bytes for file in files),
+        "seconds": seconds,
+        "cpu_s": cpu_s,
+        "rows_per_s": num_rows / seconds,
+    }
+
+
+def stage_in_turns(source: str, checkouts: Sequence[Path], pairs: int) -> dict[str, Any]:
+    """Time the staging of a dump by the code of two checkouts in turns, each time in a process of its own."""
+    for checkout in checkouts:
+        if not (checkout / "recipe_ray").is_dir():
+            raise RuntimeError(f"{checkout}: holds no package recipe_ray; give the root of a checkout")
+    runs: list[list[dict[str, Any]]] = []
+    for pair in range(pairs):
+        runs.append([{}, {}])
+        for which in (0, 1) if pair % 2 == 0 else (1, 0):  # neither is always the first
+            command = [sys.executable, str(THIS), "--staging-only", "--dump", source]
+            environment = {**os.environ, "PYTHONPATH": str(checkouts[which])}
+            output = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
+            runs[-1][which] = json.loads(output.splitlines()[-1])
+            assert runs[-1][which]["code"] == str(checkouts[which]), command
+            print(json.dumps(runs[-1][which]), flush=True)
+    return {
+        "ratio": statistics.median(ours["seconds"] / theirs["seconds"] for ours, theirs in runs),
+        "ratio_cpu": statistics.median(ours["cpu_s"] / theirs["cpu_s"] for ours, theirs in runs),
+        "pairs": runs,
+    }
+
+
+def measure_staging(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What `--staging-only` measures, of the dump that is given or of one made here."""
+    source = args.dump
+    if source is None:
+        path = folder / f"{args.num_facts[-1]}.{args.form}"
+        if args.form == "jsonl":
+            write_dump(path, args.num_facts[-1])
+        else:
+            write_table(path, args.num_facts[-1])
+        source = str(path)
+    if args.against is None:
+        return stage(source, folder)
+    return stage_in_turns(source, [CODE, args.against.resolve()], args.pairs)
+
+
+def measure_ingest(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Whole ingests against bare encoding, of each size."""
     if args.random_encoder:
         args.editor = str(folder / "editor")
         save_random_editor(args.random_encoder, Path(args.editor))
@@ -292,19 +362,53 @@ def main() -> None:
         result["check"] = check_table(str(table), args.editor, expected)
         sizes[str(num_facts)] = result
         print(json.dumps({str(num_facts): result}), flush=True)
+    return {
+        "ratio": sizes[str(args.num_facts[-1])]["ratio"],
+        "encoder": args.random_encoder or args.editor,
+        "sizes": sizes,
+    }
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--editor", help="directory of a trained editor")
+    which.add_argument("--random-encoder", metavar="LAYERSxWIDTH", help="instead of a trained editor")
+    which.add_argument("--staging-only", action="store_true", help="no encoding: read, validate and stage a dump")
+    parser.add_argument("--num-facts", type=int, nargs="+", help="200,000; with --staging-only a million")
+    parser.add_argument("--dump", help="to be staged, instead of one that is made")
+    parser.add_argument("--form", choices=FORMS, default="jsonl", help="of the dump that is made to be staged")
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="whose staging is timed in turns with this")
+    parser.add_argument("--pairs", type=int, default=5, help="times that each of the two is timed")
+    parser.add_argument(
+        "--bare-facts",
+        type=int,
+        default=TEXTS_PER_CHUNK,  # what an ingest sorts by length together: fewer have more padding
+        help="that each process encodes at a time",
+    )
+    parser.add_argument("--probes", type=int, default=8, help="times that bare encoding is timed during an ingest")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--delta", type=float)
+    parser.add_argument("--folder", type=Path, help="keep dumps and tables here")
+    args = parser.parse_args()
+    if not args.staging_only and (args.dump or args.against):
+        parser.error("--dump and --against go with --staging-only")
+    args.num_facts = args.num_facts or [1_000_000 if args.staging_only else 200_000]
+    return args
+
+
+def main() -> None:
+    """Measure, and print."""
+    args = parse_args()
+    folder = args.folder or Path(tempfile.mkdtemp(prefix="ingest-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    result = measure_staging(args, folder) if args.staging_only else measure_ingest(args, folder)
     if args.folder is None:
         shutil.rmtree(folder)
+    versions = {"python": platform.python_version(), "ray": ray.__version__, "pyarrow": pa.__version__}
     print(
-        json.dumps(
-            {
-                "ratio": sizes[str(args.num_facts[-1])]["ratio"],
-                "encoder": args.random_encoder or args.editor,
-                "sizes": sizes,
-                "cores": os.cpu_count(),
-                "device": f"CPU ({platform.machine()})",
-                "versions": {"python": platform.python_version(), "ray": ray.__version__},
-            }
-        )
+        json.dumps({**result, "cores": os.cpu_count(), "device": f"CPU ({platform.machine()})", "versions": versions})
     )
 
 

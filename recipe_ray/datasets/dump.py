@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from recipe_ray.datasets.forms import FORMS, Fields
 from recipe_ray.errors import FactError
 from recipe_ray.facts import record_from_line
+from recipe_ray.store.dumps.folders import told
 from recipe_ray.store.dumps.rows import (
     DATASET_FORMS,
     BadRow,
@@ -21,7 +22,7 @@ from recipe_ray.store.dumps.rows import (
     read_split,
 )
 from recipe_ray.store.dumps.streams import BOM, READ_ERRORS, TooLong, first_bytes, open_dump, read_lines, unreadable
-from recipe_ray.store.dumps.values import not_utf8, raw_line, raw_object, reason_of, shortened, too_long
+from recipe_ray.store.dumps.values import Columns, not_utf8, raw_line, raw_object, reason_of, shortened, too_long
 from recipe_ray.store.files import filesystem
 
 _BATCH_ROWS = 256
@@ -34,7 +35,10 @@ def read_any(split: Split, options: DumpOptions, *, now: datetime) -> Generator[
         FactError: the rest of the file cannot be read, or its columns do not fit.
     """
     is_dataset = form_of(split.uri, options) in DATASET_FORMS
-    return (yield from (read_edits_split if is_dataset else read_split)(split, options, now=now))
+    rows = (read_edits_split if is_dataset else read_split)(split, options, now=now)
+    if split.values:
+        rows = told(rows, split.values, None if is_dataset else Columns.parse(options.columns))
+    return (yield from rows)
 
 
 def read_edits_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[GoodRow | BadRow, None, int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -56,7 +57,8 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
     """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
 
     A cluster that merely happens to run on the machine is not joined: it may belong to another job and end with it.
-    `RAY_ADDRESS=auto` joins it.
+    `RAY_ADDRESS=auto` joins it. All that a started cluster starts has its address as RAY_ADDRESS; the environment of
+    this process is left as it is.
 
     Args:
         num_cpus: CPUs that a started cluster reports; None counts the machine's.
@@ -85,8 +87,20 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
     # encoders, waking a hundred times a second.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
     _schedule(bulk=bulk)
-    with _environment(NO_TELEMETRY if bulk else {}):
+    with _environment({**_address(), **(NO_TELEMETRY if bulk else {})}):
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)
+
+
+def _address() -> dict[str, str]:
+    """Have the next local cluster lie at an address that is known before, and its processes told of it.
+
+    Helpers of Ray's ask for "the" cluster of the machine, such as the actor of Ray Train's that frees placement groups:
+    they fail where there are two, or ask the other one.
+    """
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = os.environ.get("RAY_GCS_SERVER_PORT") or str(probe.getsockname()[1])
+    return {"RAY_GCS_SERVER_PORT": port, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}
 
 
 def _schedule(*, bulk: bool) -> None:
@@ -103,13 +117,16 @@ def _schedule(*, bulk: bool) -> None:
 @contextlib.contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     """Have these variables where they are not set; only for now, for the next cluster may want others."""
-    added = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(added)
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update({name: value for name, value in values.items() if not before[name]})
     try:
         yield
     finally:
-        for name in added:
-            del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def hold_nodes(config: NodesConfig, *, poll_s: float = 5.0) -> Holding:

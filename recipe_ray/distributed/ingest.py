@@ -7,6 +7,7 @@ files: a crash leaves the table as it was, and the same command goes on from the
 
 import dataclasses
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ from recipe_ray.distributed.stages import (
 from recipe_ray.errors import FactError, OutputError, RecipeError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, log_versions, open_delta, retrying
-from recipe_ray.store.dumps.rows import SPLIT_BYTES, DumpOptions, form_of, split_files
+from recipe_ray.store.dumps.rows import SPLIT_BYTES, DumpOptions, form_of, split_files, values_of
+from recipe_ray.store.dumps.values import FolderValues
 from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.pointer import follow
@@ -147,11 +149,16 @@ def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -
 
 
 def _contents(files: Sequence[SourceFile], hashes: Sequence[bytes], options: DumpOptions) -> list[bytes]:
-    """What each file holds, by its bytes and how they are read, wherever it lies."""
+    """What each file holds, by its bytes, how they are read and what its folders say, wherever else it lies."""
     return [
-        content + form_of(file.uri, options).encode() + options.digest()
+        content + form_of(file.uri, options).encode() + options.digest() + _said(values_of(file, options))
         for content, file in zip(hashes, files, strict=True)
     ]
+
+
+def _said(values: FolderValues) -> bytes:
+    """Empty where folders give nothing: tables know the dumps of before by the rest alone."""
+    return json.dumps(values).encode() if values else b""
 
 
 def _digest(*parts: bytes) -> str:

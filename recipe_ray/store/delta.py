@@ -14,13 +14,15 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction, RemoveAction
 from tenacity import Retrying, retry_if_exception, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from recipe_ray.errors import OutputError, TableError
-from recipe_ray.store.files import absolute, delta_options, join, list_below, read_text
+from recipe_ray.errors import ConfigError, OutputError, TableError
+from recipe_ray.store.files import absolute, delta_options, is_s3, join, list_below, read_text
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.stored import list_stored, missing_files, relative, remove_files
 
 MAX_COMMIT_ATTEMPTS = 20
 _MARK = "recipe_commit"
+_READ_OTHERWISE = re.compile(r"%[0-9A-Fa-f]{2}|[\x00-\x1f\x7f]")
+_MORE_READ_OTHERWISE = {True: re.compile(r"[#?]"), False: re.compile(r"\\")}  # on S3, on this machine
 Result = TypeVar("Result")
 
 
@@ -33,8 +35,9 @@ def open_delta(uri: str, version: int | None = None) -> DeltaTable | None:
 
     Raises:
         TableError: it cannot be read, or has no such version.
+        ConfigError: no table can lie there.
     """
-    place = absolute(uri)
+    place = _place(uri)
     if version is not None and version < 0:
         raise TableError(f"{uri}: version {version} cannot be; versions count from 0")
     try:
@@ -52,13 +55,30 @@ def open_delta(uri: str, version: int | None = None) -> DeltaTable | None:
         ) from error
 
 
+def _place(uri: str) -> str:
+    """Where a table lies, as `deltalake` and we alike read it.
+
+    It takes a place for a URL: a log would be kept in `a b` for `a%20b`, or in `q` for `q?x` and `q?y` alike.
+
+    Raises:
+        ConfigError: it would read another place.
+    """
+    place = absolute(uri)
+    if odd := _READ_OTHERWISE.search(place) or _MORE_READ_OTHERWISE[is_s3(place)].search(place):
+        raise ConfigError(
+            f"{uri}: no table can lie there: {odd.group()!r} in its name means something else to the Delta log; "
+            "give a place without it"
+        )
+    return place
+
+
 def create_delta(uri: str, schema: pa.Schema, partition_by: list[str], configuration: Mapping[str, str]) -> None:
     """Create an empty Delta table, unless another writer is creating it in the same moment.
 
     Raises:
         OutputError: the place cannot be written.
     """
-    place = absolute(uri)
+    place = _place(uri)
     try:
         _patiently(
             lambda: DeltaTable.create(

@@ -8,13 +8,13 @@ import contextlib
 import gzip
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -25,6 +25,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
+from recipe_ray.store.listing import below, find, odd_part
 
 if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
@@ -32,17 +33,22 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "RECIPE_RAY_CACHE"
 SINGLE_WRITER_VARIABLE = "RECIPE_RAY_SINGLE_WRITER"
-_GLOB_CHARS = frozenset("*?[")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
 _COPY_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFile:
-    """One file of a dump: where it lies, its size in bytes and when it was last changed (UTC)."""
+    """One file of a dump: where it lies, its size in bytes and when it was last changed (UTC).
+
+    `below` is the end of its URI that the source did not name, or named by a glob.
+    """
 
     uri: str
     size_bytes: int
     modified_at: datetime
+    below: str = ""
 
 
 def is_s3(uri: str) -> bool:
@@ -58,16 +64,45 @@ def join(uri: str, *parts: str) -> str:
 def absolute(uri: str | Path) -> str:
     """Write a URI as every process may be given it: a local path absolute, S3 without a trailing slash.
 
+    Names are taken as they stand: nothing in them is decoded.
+
     Raises:
-        ConfigError: another scheme than `s3://` or `file://`.
+        ConfigError: another scheme than `s3://` or `file://`, or what names no place that can be read.
     """
     text = str(uri)
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    if "\0" in text or shown != text:
+        raise ConfigError(f"{shown!r}: is no name in UTF-8; rename the file, or give another")
     if is_s3(text):
-        return text.rstrip("/")
-    text = text.removeprefix("file://")
-    if "://" in text:
+        return _checked_s3(text)
+    if text.startswith("file:/"):
+        text = _path_of_file_uri(text)
+    elif _SCHEME.match(text):
         raise ConfigError(f"{text}: unknown scheme; give a local path or s3://bucket/key")
-    return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 -- resolve() would replace links that machines share
+    if not text:
+        raise ConfigError("an empty path was given; give a local path or s3://bucket/key")
+    try:
+        return os.path.abspath(Path(text).expanduser())  # noqa: PTH100 -- resolve() would replace links that machines share
+    except RuntimeError as error:
+        raise ConfigError(f"{text}: nobody has that home folder; give a path without ~") from error
+
+
+def _checked_s3(uri: str) -> str:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if not _BUCKET.fullmatch(bucket):
+        what = f"{bucket!r} is no bucket's name" if bucket else "names no bucket"
+        raise ConfigError(f"{uri}: {what}; give s3://bucket/key")
+    if key and (odd := odd_part(key.removesuffix("/"))):
+        raise ConfigError(f"{uri}: holds {odd!r}, and no such object can be read or written; give another place")
+    return uri.removesuffix("/")
+
+
+def _path_of_file_uri(uri: str) -> str:
+    rest = uri.removeprefix("file:")
+    host, slash, path = rest[2:].partition("/") if rest.startswith("//") else ("", "/", rest[1:])
+    if host not in ("", "localhost") or not slash:
+        raise ConfigError(f"{uri}: names a host ({host!r}) or no path; give file:///path, or the path alone")
+    return f"/{path}"
 
 
 def filesystem(uri: str, *, background_writes: bool = True) -> tuple[fs.FileSystem, str]:
@@ -121,24 +156,29 @@ def list_files(source: str) -> tuple[SourceFile, ...]:
     Names that begin with `.` or `_` are left out below a directory, as Hadoop, Spark and Delta do.
 
     Raises:
-        FactError: nothing is there, or it cannot be listed.
+        FactError: nothing is there, or it cannot be listed, or one of the files cannot be read by its name.
     """
     filesystem_, path = filesystem(source)
     scheme = "s3://" if is_s3(source) else ""
     try:
-        infos = _find(filesystem_, path)
+        base, infos = find(filesystem_, path)
     except OSError as error:
         raise FactError(f"{source}: cannot be listed ({_reason(error)}); check the path and the credentials") from error
     if not infos:
         raise FactError(f"{source}: no such file, directory or glob match; give JSON Lines (plain or .gz)")
-    return tuple(
-        SourceFile(
+    found = {
+        info.path: SourceFile(
             uri=scheme + info.path,
             size_bytes=info.size or 0,
             modified_at=datetime.fromtimestamp((info.mtime_ns or 0) / 1e9, tz=UTC),
+            below=info.path[len(base) :].lstrip("/"),
         )
-        for info in sorted(infos, key=lambda info: info.path)
-    )
+        for info in infos
+    }
+    if len(found) < len(infos):
+        double = next(path for path in found if sum(info.path == path for info in infos) > 1)
+        raise FactError(f"{scheme}{double}: is there twice, once with a slash at its end; rename one of the objects")
+    return tuple(found[path] for path in sorted(found))
 
 
 def open_lines(uri: str) -> IO[bytes]:
@@ -210,7 +250,7 @@ def is_empty(uri: str) -> bool:
     """
     filesystem_, path = filesystem(uri)
     try:
-        return filesystem_.get_file_info(path).type != fs.FileType.File and not _below(filesystem_, path)
+        return filesystem_.get_file_info(path).type != fs.FileType.File and not below(filesystem_, path)
     except OSError as error:
         raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the path and the credentials") from error
 
@@ -223,7 +263,7 @@ def list_below(uri: str) -> list[str]:
     """
     filesystem_, path = filesystem(uri)
     try:
-        found = sorted(info.path for info in _below(filesystem_, path))
+        found = sorted(info.path for info in below(filesystem_, path))
     except OSError as error:
         raise OutputError(f"{uri}: cannot be read ({_reason(error)}); check the path and the credentials") from error
     return [("s3://" if is_s3(uri) else "") + path for path in found]
@@ -308,11 +348,13 @@ def localize(uri: str | Path, *, only: Collection[str] | None = None) -> Path:
         return Path(text)
     filesystem_, prefix = filesystem(text)
     try:
-        infos = sorted(_below(filesystem_, prefix), key=lambda info: info.path)
+        infos = sorted(below(filesystem_, prefix), key=lambda info: info.path)
         if only is not None:
             infos = [info for info in infos if info.path.rpartition("/")[2] in only]
         if not infos:
             raise EditorError(f"{uri}: nothing is there; give a local directory or s3://bucket/prefix")
+        if odd := next((info.path for info in infos if odd_part(info.path.partition("/")[2])), None):
+            raise EditorError(f"s3://{odd}: such a key cannot be read; rename the object, or remove it")
         tags = [f"{text} {info.path} {info.size} {_etag(filesystem_, info.path)}" for info in infos]
         target = _cache_dir() / hashlib.blake2b("\n".join(tags).encode(), digest_size=16).hexdigest()
         if not target.is_dir():
@@ -336,7 +378,7 @@ def publish(local_dir: Path, uri: str | Path) -> str:
     files = sorted(_files_of(local_dir), key=lambda file: (file.parent == local_dir and file.suffix == ".json", file))
     names = [file.relative_to(local_dir).as_posix() for file in files]
     try:
-        there = {info.path.removeprefix(path).lstrip("/") for info in _below(filesystem_, path)}
+        there = {info.path.removeprefix(path).lstrip("/") for info in below(filesystem_, path)}
         broken_off = is_s3(text) and there < set(names) and names[-1] not in there
         if there and not broken_off:
             raise OutputError(f"{uri}: is not empty; give a new place, or remove what is there")
@@ -348,46 +390,6 @@ def publish(local_dir: Path, uri: str | Path) -> str:
     except OSError as error:
         raise OutputError(f"{uri}: cannot be written ({_reason(error)}); give a place you may write to") from error
     return text
-
-
-def _find(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:
-    info = filesystem_.get_file_info(path)
-    if info.type == fs.FileType.File:
-        return [info]
-    if info.type == fs.FileType.Directory:
-        return [found for found in _below(filesystem_, path) if not _hidden(found.path[len(path) :])]
-    return _matching(filesystem_, path) if _GLOB_CHARS & set(path) else []
-
-
-def _matching(filesystem_: fs.FileSystem, pattern: str) -> list[fs.FileInfo]:
-    """Files that a glob means: segment by segment, so that only directories it names are listed."""
-    *above, last = pattern.split("/")
-    folders = [""]
-    for segment in above:
-        if _GLOB_CHARS & set(segment):
-            infos = [info for folder in folders for info in _listed(filesystem_, folder, segment)]
-            folders = [f"{info.path}/" for info in infos if info.type == fs.FileType.Directory]
-        else:
-            folders = [f"{folder}{segment}/" for folder in folders]
-    infos = [info for folder in folders for info in _listed(filesystem_, folder, last)]
-    return [info for info in infos if info.type == fs.FileType.File]
-
-
-def _listed(filesystem_: fs.FileSystem, folder: str, segment: str) -> list[fs.FileInfo]:
-    """What lies in a folder (its path ends in a slash) and matches one segment of a glob."""
-    if folder and filesystem_.get_file_info(folder.rstrip("/") or "/").type == fs.FileType.File:
-        return []
-    selector = fs.FileSelector(folder.rstrip("/") or "/", allow_not_found=True)
-    return [info for info in filesystem_.get_file_info(selector) if fnmatchcase(info.base_name, segment)]
-
-
-def _below(filesystem_: fs.FileSystem, path: str) -> list[fs.FileInfo]:
-    found = filesystem_.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
-    return [info for info in found if info.type == fs.FileType.File]
-
-
-def _hidden(relative: str) -> bool:
-    return any(segment.startswith((".", "_")) for segment in relative.strip("/").split("/"))
 
 
 def _etag(filesystem_: fs.FileSystem, path: str) -> str:

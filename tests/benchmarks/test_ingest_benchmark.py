@@ -1,4 +1,4 @@
-"""What the benchmark of an ingest stands on: processes that stand still, and bare encoding when it is asked for."""
+"""What the benchmark of an ingest stands on: processes that stand still, bare encoding on request, staging alone."""
 
 import json
 import subprocess
@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 
+from benchmarks import ingest as benchmark
 from benchmarks.ingest import BareEncoding, Watch
 
 # A process and a child, each of which counts up in a file of its own.
@@ -58,3 +59,44 @@ def test_bare_encoding_is_timed_as_often_as_it_is_asked(editor_dir, tmp_path):
         assert bare.facts_per_s() > 0
     with pytest.raises(RuntimeError, match=r"encode\.py.* has ended"), BareEncoding(str(tmp_path), facts, 64):
         pass
+
+
+# Stands for the benchmark of a checkout: how long each call takes lies in a file there.
+STAGES = """
+import json, os, pathlib
+checkout = pathlib.Path(os.environ["PYTHONPATH"])
+times = json.loads((checkout / "times").read_text())
+(checkout / "times").write_text(json.dumps(times[1:]))
+print("other output")
+print(json.dumps({"code": str(checkout), "seconds": times[0], "cpu_s": 1}))
+"""
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "parquet"])
+def test_staging_alone_takes_every_row_of_a_dump_and_leaves_nothing(form, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "kept"
+    flags = ["--staging-only", "--num-facts", "50", "--form", form, "--folder", str(folder)]
+    monkeypatch.setattr(sys, "argv", ["ingest.py", *flags])
+    benchmark.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["rows"], result["bad_rows"]) == (50, 0)
+    assert result["code"] == str(benchmark.CODE)
+    assert result["cpu_s"] > 0
+    assert result["rows_per_s"] == pytest.approx(50 / result["seconds"])
+    assert not list(folder.glob("table/**/*"))
+    assert (folder / f"50.{form}").stat().st_size == result["size_bytes"]
+
+
+def test_two_checkouts_are_timed_in_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "THIS", tmp_path / "stages.py")
+    benchmark.THIS.write_text(STAGES)
+    checkouts = [tmp_path / "ours", tmp_path / "theirs"]
+    for checkout, times in zip(checkouts, ([4, 6, 30], [2, 6, 10]), strict=True):
+        (checkout / "recipe_ray").mkdir(parents=True)
+        (checkout / "times").write_text(json.dumps(times))
+    result = benchmark.stage_in_turns("dump", checkouts, pairs=3)
+    assert result["ratio"] == 2
+    assert result["ratio_cpu"] == 1
+    assert [[run["seconds"] for run in pair] for pair in result["pairs"]] == [[4, 2], [6, 6], [30, 10]]
+    with pytest.raises(RuntimeError, match="no package recipe_ray"):
+        benchmark.stage_in_turns("dump", [tmp_path, *checkouts], pairs=1)

@@ -1,6 +1,8 @@
 """What a cluster of one's own is started with."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import ray
@@ -54,3 +56,36 @@ def test_what_is_set_stays(started, monkeypatch):
     assert {started[0][name] for name in others} == {"0"}
     assert started[0]["RAY_idle_worker_killing_time_threshold_ms"] == "1"
     assert os.environ[first] == "1"
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_each_cluster_has_an_address_that_all_its_processes_are_told(started, monkeypatch, before):
+    if before is not None:
+        monkeypatch.setenv("RAY_ADDRESS", before)
+    cluster.connect()
+    cluster.connect(bulk=True)
+    assert os.environ.get("RAY_ADDRESS") == before
+    assert "RAY_GCS_SERVER_PORT" not in os.environ
+    addresses = [environment["RAY_ADDRESS"] for environment in started]
+    assert len(set(addresses)) == 2
+    assert addresses == [
+        f"{ray.util.get_node_ip_address()}:{environment['RAY_GCS_SERVER_PORT']}" for environment in started
+    ]
+
+
+# A job that starts a cluster, and what a task of it takes for the machine's cluster, as helpers of Ray's do.
+JOB = """
+import ray
+from ray.util.state.state_cli import services
+from recipe_ray.distributed.cluster import connect
+connect(num_cpus=1)
+found = ray.get(ray.remote(num_cpus=1)(lambda: services.canonicalize_bootstrap_address_or_die(None)).remote())
+print(found == ray.get_runtime_context().gcs_address)
+"""
+
+
+@pytest.mark.ray
+def test_of_two_clusters_on_a_machine_a_job_finds_its_own(ray_cluster):
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([sys.executable, "-c", JOB], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.endswith("True\n"), done.stderr[-2000:]

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recipe_ray.errors import OutputError, TableError
+from recipe_ray.errors import ConfigError, OutputError, TableError
 from recipe_ray.facts import Fact
 from recipe_ray.store.delta import CommitConflictError
+from recipe_ray.store.files import list_below
 from recipe_ray.store.parquet import check_file, write_events
 from recipe_ray.store.schema import EVENT_SCHEMA, cells_to_vectors, shard_of, vectors_to_cells
 from recipe_ray.store.snapshot import read_events, read_partition, read_snapshot
@@ -368,3 +370,23 @@ def test_a_table_lies_on_s3_as_on_a_disk(s3, append):
 def test_a_bucket_that_is_not_there_is_said(s3, identity):
     with pytest.raises((TableError, OutputError), match="s3://no-such-bucket/facts"):
         FactTable.create_or_open("s3://no-such-bucket/facts", identity)
+
+
+@pytest.mark.parametrize("name", ["a b", "a+b", "%", "a%b", "ünï", "a=b", "[*]", "😀"])
+def test_a_table_lies_where_it_is_told_to(s3, tmp_path, append, name):
+    for place in (tmp_path, s3):
+        uri = f"{place}/{name}/t"
+        append(uri, Event("a", "x"))
+        assert statements(read_snapshot(uri)) == {"a": "x"}
+        assert all(found.startswith(f"{uri}/") for found in list_below(str(place)))
+    append(f"{tmp_path}/h#x?y", Event("a", "x"))
+    assert statements(read_snapshot(f"{tmp_path}/h#x?y")) == {"a": "x"}
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a%2Fb", "h#x", "q?x", "back\\slash", "tab\t"])
+def test_no_table_lies_where_its_log_would_lie_elsewhere(s3, tmp_path, append, name):
+    place = tmp_path if name == "back\\slash" else s3
+    for look in (lambda uri: append(uri, Event("a", "x")), FactTable.open):
+        with pytest.raises(ConfigError, match=rf"{re.escape(name)}: no table can lie there.*give a place without it"):
+            look(f"{place}/{name}")
+    assert list_below(str(place)) == []

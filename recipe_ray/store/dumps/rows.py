@@ -14,11 +14,13 @@ from datetime import datetime
 from recipe_ray.errors import ConfigError, FactError
 from recipe_ray.facts import DEFAULT_NAMESPACE, MAX_FUTURE_S, fact_from_record, record_from_line
 from recipe_ray.store.dumps.csv_rows import read_csv, read_csv_header
+from recipe_ray.store.dumps.folders import columns_beside, folder_values
 from recipe_ray.store.dumps.parquet_rows import read_parquet, split_parquet
 from recipe_ray.store.dumps.streams import TooLong, compression_of, first_bytes, hash_file, read_lines
 from recipe_ray.store.dumps.values import (
     BadRow,
     Columns,
+    FolderValues,
     GoodRow,
     MakeRow,
     not_utf8,
@@ -26,6 +28,7 @@ from recipe_ray.store.dumps.values import (
     reason_of,
     row_maker,
     too_long,
+    with_values,
 )
 from recipe_ray.store.files import SourceFile
 
@@ -40,6 +43,7 @@ __all__ = [
     "make_row",
     "read_split",
     "split_files",
+    "values_of",
 ]
 
 DATASET_FORMS = ("counterfact", "zsre", "ripe", "edits")
@@ -107,6 +111,7 @@ class Split:
         part: number of the split in the file.
         start, end: the lines that begin at bytes [start, end) of a plain JSON Lines file, or row groups [start, end) of
             a Parquet file; the whole file where `end` is None.
+        values: fields that the folders of the file give.
     """
 
     file: int
@@ -114,6 +119,7 @@ class Split:
     part: int
     start: int
     end: int | None
+    values: FolderValues = ()
 
 
 def form_of(uri: str, options: DumpOptions) -> str:
@@ -147,13 +153,15 @@ def split_files(files: Sequence[SourceFile], options: DumpOptions, *, split_byte
         split_bytes: size of a split: of the file, or in Parquet of the uncompressed row groups.
 
     Raises:
-        FactError: a file's name tells no form; a table lacks columns, or has others; a file cannot be read.
+        FactError: a file's name tells no form; a table lacks columns, or has others; a file cannot be read; its folders
+            give no field, or what cannot be one.
     """
     assert split_bytes > 0, split_bytes
-    columns = Columns.parse(options.columns)
+    given = [values_of(file, options) for file in files]
 
-    def bounds(file: SourceFile) -> Sequence[tuple[int, int | None]]:
+    def bounds(file: SourceFile, values: FolderValues) -> Sequence[tuple[int, int | None]]:
         form = form_of(file.uri, options)
+        columns = columns_beside(Columns.parse(options.columns), values)
         if form == "parquet":
             return split_parquet(file.uri, columns, split_bytes=split_bytes)
         if form == "csv":
@@ -169,12 +177,17 @@ def split_files(files: Sequence[SourceFile], options: DumpOptions, *, split_byte
         return [(0, None)]
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        parts = list(pool.map(bounds, files))
+        parts = list(pool.map(bounds, files, given))
     return [
-        Split(file=number, uri=file.uri, part=part, start=start, end=end)
-        for number, (file, found) in enumerate(zip(files, parts, strict=True))
+        Split(file=number, uri=file.uri, part=part, start=start, end=end, values=values)
+        for number, (file, values, found) in enumerate(zip(files, given, parts, strict=True))
         for part, (start, end) in enumerate(found)
     ]
+
+
+def values_of(file: SourceFile, options: DumpOptions) -> FolderValues:
+    """What the folders of a file give, as `folder_values` says."""
+    return folder_values(file, Columns.parse(options.columns))
 
 
 def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[GoodRow | BadRow, None, int]:
@@ -195,7 +208,7 @@ def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generato
     assert form not in DATASET_FORMS, form
     if form == "jsonl":
         return (yield from _read_jsonl(split, options, now))
-    columns = Columns.parse(options.columns)
+    columns = columns_beside(Columns.parse(options.columns), split.values)
     if form == "csv":
         return (yield from read_csv(split.uri, columns, make_row(split, options, now)))
     return (yield from read_parquet(split.uri, split.start, split.end, columns, make_row(split, options, now)))
@@ -203,7 +216,13 @@ def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generato
 
 def make_row(split: Split, options: DumpOptions, now: datetime) -> MakeRow:
     """What makes a row of a split out of a record."""
-    return row_maker(place=split.uri, now=now, max_future_s=options.max_future_s, namespace=options.namespace)
+    return row_maker(
+        place=split.uri,
+        now=now,
+        max_future_s=options.max_future_s,
+        namespace=options.namespace,
+        in_folders=split.values,
+    )
 
 
 def _read_jsonl(split: Split, options: DumpOptions, now: datetime) -> Generator[GoodRow | BadRow, None, int]:
@@ -220,6 +239,8 @@ def _read_jsonl(split: Split, options: DumpOptions, now: datetime) -> Generator[
             record = record_from_line(line.decode(), place=place)
             if columns.named and isinstance(record, dict):
                 record = columns.renamed(record, place=place)
+            if split.values and isinstance(record, dict):
+                record = with_values(record, split.values, place)
             fact = fact_from_record(record, place=place, now=now, max_future_s=max_future_s, namespace=namespace)
         except UnicodeDecodeError as error:
             yield BadRow(number, not_utf8(error), raw_line(line))

@@ -34,8 +34,8 @@ class BadRow:
         line: as in `GoodRow`.
         reason: what is wrong with it and what to do.
         raw: its text on one line, at most RAW_BYTES of UTF-8, to be repaired and ingested again as JSON Lines: a line
-            of JSON Lines as it is, another row as one JSON object of the columns that were read. What is not UTF-8 is
-            shown as an escape that is refused until it is repaired.
+            of JSON Lines as it is, another row as one JSON object of the columns that were read; each with what its
+            folders give. What is not UTF-8 is shown as an escape that is refused until it is repaired.
     """
 
     line: int
@@ -47,17 +47,39 @@ MakeRow = Callable[[int, Mapping[str, object], Mapping[str, object]], GoodRow | 
 """Makes a row of its line, its values by field, and the record to show where it is no fact."""
 
 
-def row_maker(*, place: str, now: datetime, max_future_s: float, namespace: str) -> MakeRow:
-    """Make rows of records, as `fact_from_record` takes them."""
+FolderValues = tuple[tuple[str, str | None], ...]
+"""Fields that the folders of a file give, sorted, and their values; None where a folder says that there is none."""
+
+
+def row_maker(
+    *, place: str, now: datetime, max_future_s: float, namespace: str, in_folders: FolderValues = ()
+) -> MakeRow:
+    """Make rows of records, as `fact_from_record` takes them, and of what the folders of their file give."""
 
     def make(line: int, record: Mapping[str, object], shown: Mapping[str, object]) -> GoodRow | BadRow:
         try:
+            if in_folders:
+                record = with_values(record, in_folders, place)
             fact = fact_from_record(record, place=place, now=now, max_future_s=max_future_s, namespace=namespace)
         except FactError as error:
             return BadRow(line, reason_of(error, place), raw_object(shown))
         return GoodRow(line, fact)
 
     return make
+
+
+def with_values(record: Mapping[str, object], values: FolderValues, place: str) -> Mapping[str, object]:
+    """A record by field, with what its folders give.
+
+    Raises:
+        FactError: the record gives one of these fields too.
+    """
+    for field, value in values:
+        if record.get(field) not in (None, ""):
+            raise FactError(
+                f"{place}: {field!r} is given by the row and by its folder ({value!r}); leave one of them out"
+            )
+    return {**record, **dict(values)}
 
 
 def reason_of(error: FactError, place: str) -> str:
@@ -97,10 +119,12 @@ class Columns:
     Attributes:
         of_field: the column of each field; a field whose own name is another field's column has none.
         named: whether the user named columns; then a table's other columns are left out.
+        in_folders: fields that the folders of the file give.
     """
 
     of_field: Mapping[str, str]
     named: bool
+    in_folders: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, columns: Sequence[str]) -> "Columns":
@@ -147,13 +171,18 @@ class Columns:
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise FactError(f"{place}: column {doubled[0]!r} stands there twice; give each column one name")
         found = {field: column for field, column in self.of_field.items() if column in names}
+        if doubled := sorted(self.in_folders & found.keys()):
+            raise FactError(
+                f"{place}: column {found[doubled[0]]!r} is given by the file and by its folder; leave it out of the "
+                "file, or rename the folder"
+            )
         for field, column in self.of_field.items():
-            if field != column and column not in names:
+            if field != column and column not in names and field not in self.in_folders:
                 raise FactError(
                     f"{place}: no column {column!r} for {field!r}; it has {there}; correct --columns {field}={column}"
                 )
         needed = ({"statement"}, {"prompt", "target"}, {"op", "id"}, {"op", "prompt"})
-        if not any(fields <= found.keys() for fields in needed):
+        if not any(fields <= found.keys() | self.in_folders for fields in needed):
             raise FactError(
                 f"{place}: no columns 'prompt' and 'target', nor 'statement' (for deletes 'op' and 'id'); it has "
                 f"{there}; say which they are with --columns, such as --columns prompt=COLUMN target=COLUMN"
