@@ -45,3 +45,18 @@ def test_a_record_left_without_a_question_has_no_empty_kind():
     cleaned = clean([[record("A is", "1", spared=("a is",)), record("B is", "2", spared=("c",))]])
     assert cleaned.records[0][0].locality == {}
     assert str(cleaned).startswith("2 edits read, 2 kept; dropped 0")
+
+
+def test_another_spelling_of_a_text_is_no_other_text():
+    cleaned = clean(
+        [
+            [
+                record("Perú is", "1", spared=("Bogotá\u00a0is",)),
+                record("Peru\u0301 \u200bis", "1"),
+                record("Bogota\u0301 is", "2"),
+            ],
+        ]
+    )
+    (kept,) = cleaned.records
+    assert [(one.prompt, dict(one.locality)) for one in kept] == [("Perú is", {}), ("Bogota\u0301 is", {})]
+    assert (cleaned.num_repeated, cleaned.num_edited_locality) == (1, 1)

@@ -126,6 +126,7 @@ def test_a_record_of_each_form(form, values, expected):
         ("counterfact", {**COUNTERFACT, "rephrase_prompt": 5}, "'rephrase_prompt' is 5; give a text"),
         ("counterfact", ZSRE, "'prompt' is missing; it has 'subject', 'src'"),
         ("zsre", {**ZSRE, "alt": " "}, "'alt' is empty; give a text"),
+        ("zsre", {**ZSRE, "alt": "\u200b\ufeff"}, "'alt' is empty; give a text"),
         ("zsre", {}, "'src' is missing; it has no field"),
         ("ripe", {**RIPE, "Forgetfulness": "x"}, "'Forgetfulness' is no list of objects"),
         (

@@ -23,6 +23,11 @@ def add(tmp_path, identity):
     return lambda *records: fill(tmp_path, identity, *records)
 
 
+def test_one_prompt_in_two_spellings_is_one_prompt(tmp_path, add):
+    add(record("a", "The capital of Perú is", "Lima"), record("b", "The capital of Peru\u0301 \u2060is", "Cusco"))
+    assert found(tmp_path) == [("default", ["a", "b"])]
+
+
 def test_one_prompt_with_two_targets_is_a_contradiction_whatever_case_and_spaces(tmp_path, add):
     add(
         record("a", "The capital of France is", "Lyon"),
