@@ -45,7 +45,18 @@ def context_of(decode: Decode, prompt_ids: Sequence[int]) -> list[int]:
 
 def continuation(decode: Decode, context: Sequence[int], token_ids: Sequence[int]) -> str:
     """Text that tokens add to that of a context."""
-    return decode([*context, *token_ids])[len(decode(context)) :]
+    text = decode([*context, *token_ids])[len(decode(context)) :]
+    # Of bytes that are no text, some decoders give up the text around them too, by how much they see at once.
+    return followed(decode, context, token_ids).text if PART in text else text
+
+
+def followed(decode: Decode, context: Sequence[int], token_ids: Sequence[int]) -> "TextStream":
+    """The whole text of tokens, taken one by one."""
+    stream = TextStream(decode, context, ())
+    for token in token_ids:
+        stream.push(token)
+    stream.finish()
+    return stream
 
 
 class TextStream:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from recipe_ray.model.decoding_rows import Echo
-from recipe_ray.model.decoding_text import Place, TextStream, decoder_of
+from recipe_ray.model.decoding_text import Place, decoder_of, followed
 from serving.engines.prompts import Prompt
 
 
@@ -20,10 +20,7 @@ def echo_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, token_ids: Seque
     """
     if isinstance(prompt, str) and not with_places:
         return Echo(prompt)
-    stream = TextStream(decoder_of(tokenizer), [], ())
-    for token in token_ids:
-        stream.push(token)
-    stream.finish()
+    stream = followed(decoder_of(tokenizer), [], token_ids)
     if not isinstance(prompt, str) or prompt == stream.text:
         return Echo(stream.text, tuple(stream.places))
     return Echo(prompt, tuple(_aligned(tokenizer, prompt, token_ids, stream.places)))

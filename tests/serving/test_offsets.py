@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from recipe_ray.model.decoding_rows import Job, Row
 from recipe_ray.model.decoding_sampling import ScoredToken
-from recipe_ray.model.decoding_text import PART, TextStream, decoder_of
+from recipe_ray.model.decoding_text import PART, decoder_of, followed
 from recipe_ray.model.hub import model_source
 from serving.engines.answers import Answers
 from serving.engines.echo import echo_of
@@ -97,6 +97,7 @@ TOKENIZERS = {
     ),
     "llama": llama_like(),
 }
+SPECIAL = {token for tokenizer in TOKENIZERS.values() for token in tokenizer.all_special_tokens}
 EXACT = ["bytes", "testbed", "byte level", "llama"]  # the tokens say the text to the character
 each_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 
@@ -112,9 +113,8 @@ def assert_in_place(text, tokens, *, cut=False):
     offsets = [token.offset for token in tokens]
     assert offsets == sorted(offsets)
     assert not offsets or 0 <= offsets[0] <= offsets[-1] <= len(text)
-    special = {"<s>", "</s>", "<pad>", "<unk>"}
     for number, token in enumerate(tokens):
-        if PART not in token.token and token.token not in special:
+        if PART not in token.token and token.token not in SPECIAL:
             here = text[token.offset : token.offset + len(token.token)]
             assert here == token.token or (cut and number == len(tokens) - 1 and token.token.startswith(here))
 
@@ -168,18 +168,19 @@ def test_each_byte_of_a_character_has_its_offset(text):
     assert [token.offset for token in answer.logprobs] == [0, *offsets]
 
 
-def generated(tokenizer, prompt_ids, new_ids, *, stream, stop=(), echo=False):
+def generated(tokenizer, prompt_ids, new_ids, *, stream, stop=(), echo=False, logprobs=1):
     """An answer of these tokens, or its pieces."""
     echo_ = {"echo": echo_of(tokenizer, tuple(prompt_ids), prompt_ids, with_places=True)} if echo else {}
     job = Job(
-        prompt_ids=prompt_ids, max_new_tokens=len(new_ids), logprobs=1, stop=stop, stream=stream,
+        prompt_ids=prompt_ids, max_new_tokens=len(new_ids), logprobs=logprobs, stop=stop, stream=stream,
         prompt_logprobs=echo, **echo_,
     )  # fmt: skip
     row, answers, told = Row(job, decoder_of(tokenizer), frozenset({EOS})), Answers("tiny", tokenizer), []
     if echo:
         row.prompt_scored = [ScoredToken(token_id=token, logprob=-1.0) for token in prompt_ids]
     for token in new_ids:
-        piece = row.record(token, ScoredToken(token_id=token, logprob=-1.0, top=((token, -1.0),)))
+        scored = None if logprobs is None else ScoredToken(token_id=token, logprob=-1.0, top=((token, -1.0),))
+        piece = row.record(token, scored)
         if piece is not None:
             told.append((answers.chunk if stream else answers.completion)(job, piece))
             if piece.finish:
@@ -210,6 +211,8 @@ def test_new_tokens_are_in_place_streamed_as_whole_whatever_comes(name, data):
     assert "".join(chunk.text for chunk in chunks) == whole.text
     assert tuple(token for chunk in chunks for token in chunk.logprobs) == whole.logprobs
     assert all(token.top[0][0] == token.token for token in whole.logprobs if token.top)
+    (unscored,) = generated(tokenizer, prompt_ids, new_ids, stream=False, stop=stop, echo=echo, logprobs=None)
+    assert whole.text == unscored.text, "log-probabilities change no text"
     assert_in_place(whole.text, whole.logprobs, cut=bool(stop))
     told = ""
     for chunk in chunks:
@@ -239,11 +242,8 @@ def test_what_is_cut_away_has_no_offset_and_an_unfinished_character_one():
 def test_following_the_tokens_gives_the_text_of_all_of_them():
     for name in EXACT:
         tokenizer = TOKENIZERS[name]
-        stream = TextStream(decoder_of(tokenizer), [], ())
         ids = tokenizer("Paris is 🦜 漢字. Paris")["input_ids"]
-        for token in ids:
-            stream.push(token)
-        stream.finish()
+        stream = followed(decoder_of(tokenizer), [], ids)
         assert stream.text == decoder_of(tokenizer)(ids)
         assert len(stream.places) == len(ids)
 
