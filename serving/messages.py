@@ -136,11 +136,14 @@ class TokenLogprob:
 
     Attributes:
         token: its text.
+        offset: where that begins in the answer's whole text, in characters; each part of a character is where that
+            character is, and a token that adds nothing where it would be.
         logprob: natural logarithm of its probability; None for the first of an echoed prompt.
         top: the most probable tokens there, most probable first, with theirs.
     """
 
     token: str
+    offset: int
     logprob: float | None
     top: tuple[tuple[str, float], ...] = ()
 

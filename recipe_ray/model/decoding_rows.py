@@ -9,9 +9,25 @@ import numpy as np
 import numpy.typing as npt
 
 from recipe_ray.model.decoding_sampling import NOT_FINITE, Choice, ScoredToken
-from recipe_ray.model.decoding_text import Decode, TextStream, context_of, continuation
+from recipe_ray.model.decoding_text import Decode, Place, TextStream, context_of, continuation
 
 Finish = Literal["stop", "length", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as an answer begins with it.
+
+    Attributes:
+        text: of it.
+        places: of its tokens in the text, where those are to be told.
+    """
+
+    text: str = ""
+    places: tuple[Place, ...] = ()
+
+
+NO_ECHO = Echo()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +44,7 @@ class Job:
         stop: texts before which the text ends.
         logprobs: alternatives to score beside each new token, None for no scores.
         prompt_logprobs: score the prompt's tokens too, with as many alternatives.
+        echo: what the answer begins with.
         stream: give text as it comes, not at the end alone.
         continues: the text goes on from the prompt's, rather than standing by itself as an answer in a chat does.
         ignore_eos: go on where the LLM ends a text, for measuring.
@@ -42,6 +59,7 @@ class Job:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    echo: Echo = NO_ECHO
     stream: bool = False
     continues: bool = True
     ignore_eos: bool = False
@@ -63,9 +81,10 @@ class Piece:
 
     Attributes:
         row: whose.
-        text: whole characters, nothing of a stop text or behind it.
+        text: whole characters, nothing of a stop text or behind it; of the first, behind the echoed prompt.
         tokens: scores of the tokens that the text is made of and of the one that ends it, where asked for.
         prompt_tokens: scores of the prompt's, once.
+        places: in the answer's whole text, of `prompt_tokens` and then of `tokens`.
         num_new_tokens: so far.
         finish: None while there is more; `failed` where the LLM's scores are no numbers.
     """
@@ -74,6 +93,7 @@ class Piece:
     text: str = ""
     tokens: tuple[ScoredToken, ...] = ()
     prompt_tokens: tuple[ScoredToken, ...] = ()
+    places: tuple[Place, ...] = ()
     num_new_tokens: int = 0
     finish: Finish | None = None
 
@@ -100,8 +120,8 @@ class Row:
         "_eos",
         "_num_told",
         "_scored",
-        "_starts",
         "_text",
+        "_untold_echo",
         "cancelled",
         "choice",
         "job",
@@ -122,10 +142,11 @@ class Row:
         self._decode = decode
         self._eos = frozenset() if job.ignore_eos else eos
         self._context = context_of(decode, job.prompt_ids) if job.continues else []
-        # Text is followed token by token only where somebody looks at it before the end.
-        self._text = TextStream(decode, self._context, job.stop) if job.stream or job.stop else None
+        # Text is followed token by token only where somebody looks at it before the end, or at its tokens.
+        follows = job.stream or job.stop or job.logprobs is not None
+        self._text = TextStream(decode, self._context, job.stop) if follows else None
+        self._untold_echo = job.echo
         self._scored: list[ScoredToken] = []
-        self._starts: list[int] = []  # where the text of each scored token begins
         self._num_told = 0  # scored tokens that went out
 
     def record(self, token: int, scored: ScoredToken | None) -> Piece | None:
@@ -133,7 +154,7 @@ class Row:
         if token == NOT_FINITE:
             return Piece(row=self, finish="failed")
         if self.job.max_new_tokens == 0:
-            return Piece(row=self, prompt_tokens=tuple(self.prompt_scored), finish="length")
+            return self._piece("", 0, finish="length")
         self.new.append(token)
         finish: Finish | None = None
         if token in self._eos:
@@ -142,7 +163,6 @@ class Row:
             finish = "length"
         if scored is not None:
             self._scored.append(scored)
-            self._starts.append(len(self._text.text) if self._text is not None else 0)
         if self._text is not None:
             if token not in self._eos:
                 self._text.push(token)
@@ -156,31 +176,44 @@ class Row:
         """What can be told of a row that goes on."""
         text = stream.take()
         until = self._num_told
-        while until < len(self._starts) and self._starts[until] < stream.num_taken:
+        num_known = min(len(self._scored), len(stream.places))
+        while until < num_known and stream.places[until].start < stream.num_taken:
             until += 1
-        tokens, self._num_told = tuple(self._scored[self._num_told : until]), until
-        prompt_tokens, self.prompt_scored = tuple(self.prompt_scored), []
         # The first token is told even where its text is held back: the wait for it is over.
-        if not text and not prompt_tokens and len(self.new) > 1:
+        if not text and len(self.new) > 1:
             return None
-        return Piece(row=self, text=text, tokens=tokens, prompt_tokens=prompt_tokens, num_new_tokens=len(self.new))
+        return self._piece(text, until)
 
     def _end(self, finish: Finish) -> Piece:
-        until = len(self._scored)
         if self._text is None:
             shown = self.new[:-1] if self.new[-1] in self._eos else self.new
-            text = continuation(self._decode, self._context, shown)
-        else:
-            text = self._text.finish()
-            if self._text.stopped:
-                finish = "stop"
-                # Of the tokens, those whose text begins before the cut.
-                until = sum(start < self._text.num_taken for start in self._starts)
+            return self._piece(continuation(self._decode, self._context, shown), 0, finish=finish)
+        text = self._text.finish()
+        until = len(self._scored)
+        if self._text.stopped:
+            finish = "stop"
+            # Of the tokens, those whose text begins before the cut.
+            until = sum(place.start < self._text.num_taken for place in self._text.places[:until])
+        return self._piece(text, until, finish=finish)
+
+    def _piece(self, text: str, until: int, *, finish: Finish | None = None) -> Piece:
+        """The next piece, with the scored tokens up to one; the first has the echoed prompt."""
+        echo, self._untold_echo = self._untold_echo, NO_ECHO
+        prompt_tokens, self.prompt_scored = tuple(self.prompt_scored), []
+        num_told, self._num_told = self._num_told, until
         return Piece(
             row=self,
-            text=text,
-            tokens=tuple(self._scored[self._num_told : until]),
-            prompt_tokens=tuple(self.prompt_scored),
+            text=echo.text + text,
+            tokens=tuple(self._scored[num_told:until]),
+            prompt_tokens=prompt_tokens,
+            places=(*echo.places, *(self._place(number) for number in range(num_told, until))),
             num_new_tokens=len(self.new),
             finish=finish,
         )
+
+    def _place(self, number: int) -> Place:
+        """Of a new token in the answer's text; what ends it stands behind it."""
+        assert self._text is not None, "the text of scored tokens is followed"
+        known = self._text.places
+        place = known[number] if number < len(known) else Place(len(self._text.text), "")
+        return Place(len(self.job.echo.text) + place.start, place.text)

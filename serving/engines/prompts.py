@@ -12,7 +12,7 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from recipe_ray.errors import EditorError
-from recipe_ray.model.decoding_rows import Job
+from recipe_ray.model.decoding_rows import NO_ECHO, Echo, Job
 from recipe_ray.model.llm import FrozenLLM
 from serving.engines.protocol import DEFAULT_MAX_CHAT_TOKENS, DEFAULT_MAX_TOKENS
 from serving.messages import ChatMessage, GenerationRequest, Refusal
@@ -141,6 +141,7 @@ def job_of(
     *,
     max_new_tokens: int,
     stream: bool,
+    echo: Echo = NO_ECHO,
 ) -> Job:
     """The work that a request is, once its prompt is tokens and there is room for them."""
     sampling = request.sampling
@@ -154,6 +155,7 @@ def job_of(
         stop=sampling.stop,
         logprobs=sampling.logprobs,
         prompt_logprobs=sampling.echo and sampling.logprobs is not None,
+        echo=echo,
         stream=stream,
         continues=not is_chat(request.prompt),
         ignore_eos=sampling.ignore_eos,

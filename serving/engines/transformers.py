@@ -16,8 +16,10 @@ import torch
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ServiceError
 from recipe_ray.model.decoding import Decoder, Job, Piece, Row
+from recipe_ray.model.decoding_rows import NO_ECHO
 from recipe_ray.model.llm import FrozenLLM
 from serving.engines.answers import Answers
+from serving.engines.echo import echo_of
 from serving.engines.prompts import is_chat, job_of, new_tokens_of, token_ids_of, virtual_tokens_of
 from serving.messages import Chunk, Completion, GenerationRequest, Refusal, Sampling
 
@@ -71,7 +73,7 @@ class TransformersEngine:
                 self._worker.cancel(call)
         if isinstance(piece, Exception):
             return _refused(piece)
-        return self._answers.completion(job, piece, echoed=self._echoed(request, job))
+        return self._answers.completion(job, piece)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk | Refusal, None]:
         """Complete a prompt piece by piece; closing the iterator takes its row out of the batch.
@@ -85,7 +87,7 @@ class TransformersEngine:
             return
         pieces: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         call = self._worker.submit(job, pieces.put_nowait)
-        echoed, finish = self._echoed(request, job), None
+        finish = None
         try:
             while finish is None:
                 piece = await pieces.get()
@@ -94,8 +96,7 @@ class TransformersEngine:
                     yield _refused(piece)
                     return
                 finish = piece.finish
-                yield self._answers.chunk(job, piece, echoed=echoed)
-                echoed = ""
+                yield self._answers.chunk(job, piece)
         finally:
             if finish is None:
                 self._worker.cancel(call)
@@ -159,14 +160,11 @@ class TransformersEngine:
         )
         if isinstance(max_new_tokens, Refusal):
             return max_new_tokens
-        return job_of(request, ids, virtual_PD, max_new_tokens=max_new_tokens, stream=stream)
-
-    def _echoed(self, request: GenerationRequest, job: Job) -> str:
-        if not request.sampling.echo:
-            return ""
-        if isinstance(request.prompt, str):
-            return request.prompt
-        return str(self._llm.tokenizer.decode(list(job.prompt_ids), skip_special_tokens=True))
+        sampling, echo = request.sampling, NO_ECHO
+        if sampling.echo:
+            with_places = sampling.logprobs is not None
+            echo = echo_of(self._llm.tokenizer, request.prompt, ids, with_places=with_places)
+        return job_of(request, ids, virtual_PD, max_new_tokens=max_new_tokens, stream=stream, echo=echo)
 
 
 class _Call:

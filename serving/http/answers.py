@@ -49,7 +49,10 @@ class CompletionLogprobs(BaseModel):
     tokens: list[str]
     token_logprobs: list[float | None] = Field(description="Null for the first token of an echoed prompt.")
     top_logprobs: list[dict[str, float] | None]
-    text_offset: list[int] = Field(description="In characters from the beginning of the choice's text.")
+    text_offset: list[int] = Field(
+        description="Where each token's text begins, in characters of the choice's text (in a stream, of its whole "
+        "text): of each part of a character, where that is; of what is not in the text, where it would be."
+    )
 
 
 class CompletionChoice(BaseModel):
@@ -184,22 +187,13 @@ def usage(num_prompt: int, num_new: int) -> Usage:
     return Usage(prompt_tokens=num_prompt, completion_tokens=num_new, total_tokens=num_prompt + num_new)
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob], offset: int) -> CompletionLogprobs:
-    """Log-probabilities in the manner of completions: a token's own is among the most probable ones.
-
-    Args:
-        tokens: of a choice, or of a piece of it.
-        offset: of their text in the choice's, in characters.
-    """
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.token)
+def completion_logprobs(tokens: Sequence[TokenLogprob]) -> CompletionLogprobs:
+    """Log-probabilities in the manner of completions: a token's own is among the most probable ones."""
     return CompletionLogprobs(
         tokens=[token.token for token in tokens],
         token_logprobs=[None if token.logprob is None else _finite(token.logprob) for token in tokens],
         top_logprobs=[_with_alternatives(token) for token in tokens],
-        text_offset=offsets,
+        text_offset=[token.offset for token in tokens],
     )
 
 

@@ -38,7 +38,7 @@ async def create_completion(request: Request, body: CompletionRequest) -> Respon
             CompletionChoice(
                 index=index,
                 text=completion.text,
-                logprobs=None if job.sampling.logprobs is None else completion_logprobs(completion.logprobs, 0),
+                logprobs=None if job.sampling.logprobs is None else completion_logprobs(completion.logprobs),
                 finish_reason=completion.finish_reason,
                 recipe=recipe_answer(found),
             )
@@ -85,18 +85,17 @@ async def _events(job: Job, *, include_usage: bool) -> AsyncGenerator[bytes, Non
     if include_usage:
         chunk.usage = None  # told as null until the end
     stream = Stream(job)
-    offsets: dict[int, int] = {}
+    begun: set[int] = set()
     async with contextlib.aclosing(stream.pieces()) as pieces:
         async for index, found, piece in pieces:
-            is_first = index not in offsets
+            is_first = index not in begun
             if not (is_first or piece.text or piece.logprobs or piece.finish_reason):
                 continue
-            offset = offsets.get(index, 0)
-            offsets[index] = offset + sum(len(token.token) for token in piece.logprobs)
+            begun.add(index)
             choice = CompletionChoice(
                 index=index,
                 text=piece.text,
-                logprobs=None if job.sampling.logprobs is None else completion_logprobs(piece.logprobs, offset),
+                logprobs=None if job.sampling.logprobs is None else completion_logprobs(piece.logprobs),
                 finish_reason=piece.finish_reason,
             )
             if is_first:

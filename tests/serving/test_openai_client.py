@@ -73,7 +73,26 @@ def test_logprobs_and_echo_parse(client):
     assert logprobs.token_logprobs[0] is None
     assert all(value <= 0 for value in logprobs.token_logprobs[1:])
     assert len(logprobs.tokens) == len(logprobs.text_offset) == answer.usage.total_tokens
+    assert logprobs.text_offset[:4] == [0, 0, 1, 2], "BOS is not in the text"
     assert answer.choices[0].recipe["reason"] == "echo"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_are_in_each_choices_own_text(client, stream):
+    """Of a text and of token ids in one list; the tokenizer makes four tokens of the bird."""
+    answer = client.completions.create(
+        model="tiny", prompt=["a🦜b", [1, 102, 103]], max_tokens=6, logprobs=1, echo=True, stream=stream
+    )
+    texts, offsets = ["", ""], [[], []]
+    for chunk in answer if stream else [answer]:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+            offsets[choice.index] += choice.logprobs.text_offset if choice.logprobs else []
+    assert texts[0].startswith("a🦜b")
+    assert [of_choice[:7] for of_choice in offsets] == [[0, 0, 1, 1, 1, 1, 2], [0, 0, 1, *offsets[1][3:7]]]
+    for text, of_choice in zip(texts, offsets, strict=True):
+        assert of_choice == sorted(of_choice)
+        assert of_choice[-1] <= len(text)
 
 
 @pytest.mark.parametrize(

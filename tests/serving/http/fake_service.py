@@ -94,11 +94,12 @@ class FakeBackend:
         if request.sampling.logprobs is None:
             return
         for number, word in enumerate(words):
+            offset = len("".join(words[:number]))
             if request.sampling.echo and number == 0:
-                yield TokenLogprob(token=word, logprob=None)
+                yield TokenLogprob(token=word, offset=offset, logprob=None)
             else:
                 top = (("best", -0.25), ("worst", float("-inf")))[: request.sampling.logprobs]
-                yield TokenLogprob(token=word, logprob=-1.5, top=top)
+                yield TokenLogprob(token=word, offset=offset, logprob=-1.5, top=top)
 
     async def stream(self, request):
         self.requests.append(request)
