@@ -73,7 +73,8 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
     """
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            ray.init(log_to_driver=show_workers)
+            told = {"env_vars": {"RAY_ADDRESS": address}} if show_workers else None
+            ray.init(log_to_driver=show_workers, runtime_env=told)
         except (ConnectionError, ValueError) as error:
             raise ServiceError(
                 f"no Ray cluster answers at RAY_ADDRESS {address!r} ({' '.join(str(error).split())[:200]}); "

@@ -1,6 +1,7 @@
 """jobs/serve.py as a user runs it."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+
+from jobs.serve import how_to_stop
 
 JOB = Path(__file__).parents[2] / "jobs" / "serve.py"
 
@@ -28,6 +31,15 @@ def test_a_port_in_use_is_one_line_before_anything_is_started():
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: port {port} on 127.0.0.1 is in use")
+
+
+def test_what_ignores_ctrl_c_as_a_script_has_it_says_what_stops_it():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what stands before `&`
+    try:
+        assert how_to_stop() == f"`kill {os.getpid()}` stops it"
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert how_to_stop() == "Ctrl-C stops it"
 
 
 @pytest.mark.ray

@@ -1,12 +1,11 @@
 """What the folders of a dump say: `FIELD=value`, as Spark and Hive partition, is a field's value in every row below."""
 
 import dataclasses
-import json
 from collections.abc import Generator, Mapping
 from urllib.parse import unquote
 
 from recipe_ray.errors import FactError
-from recipe_ray.facts import FIELDS, fact_from_record
+from recipe_ray.facts import FIELDS, fact_from_record, record_from_line
 from recipe_ray.store.dumps.values import BadRow, Columns, FolderValues, GoodRow, raw_object
 from recipe_ray.store.files import SourceFile
 
@@ -76,8 +75,8 @@ def told(
 def _completed(raw: str, given: Mapping[str, str | None]) -> str:
     """A bad row with the values of its folders, where it can be parsed and lacks them."""
     try:
-        record = json.loads(raw)
-    except (ValueError, RecursionError):
+        record = record_from_line(raw, place="")
+    except FactError:  # such as a field twice: nothing of it is to be lost
         return raw
     return raw_object({**given, **record}) if isinstance(record, dict) else raw
 

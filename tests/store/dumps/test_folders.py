@@ -127,12 +127,13 @@ def test_a_bad_row_of_a_data_set_keeps_its_form(tmp_path):
 
 def test_a_bad_row_can_be_repaired_without_leaving_its_tenant(tmp_path):
     write(tmp_path / "namespace=shop" / "a.jsonl", {"prompt": "a"}, [1])
-    written(tmp_path / "namespace=shop" / "b.jsonl", "no JSON\n")
+    double = '{"prompt": "a", "prompt": "b", "target": "c"}'
+    written(tmp_path / "namespace=shop" / "b.jsonl", "no JSON", double)
     write(tmp_path / "namespace=shop" / "c.csv", {"prompt": "a", "target": ""})
     found = rows(tmp_path)
     assert all(isinstance(row, BadRow) and "(by its folder 'namespace' is 'shop')" in row.reason for row in found)
-    assert [row.raw for row in found[1:3]] == ["[1]", "no JSON"]
-    for row in (found[0], found[3]):
+    assert [row.raw for row in found[1:4]] == ["[1]", "no JSON", double]
+    for row in (found[0], found[4]):
         assert json.loads(row.raw)["namespace"] == "shop"
 
 
