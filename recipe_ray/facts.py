@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
+from recipe_ray.strict_json import JsonError, decode
 
 Op = Literal["upsert", "delete"]
 
@@ -106,7 +107,8 @@ def fact_from_record(
     if op is None or op == "":
         op = "upsert"
     if not isinstance(op, str) or op not in _OPS:
-        raise FactError(f"{place}: 'op' is {op!r}; give upsert or delete")
+        said = type(op).__name__ if op and isinstance(op, list | dict) else repr(op)  # `repr` of deep ones fails
+        raise FactError(f"{place}: 'op' is {said}; give upsert or delete")
     if updated_at is not None:
         _check_past(updated_at, now or datetime.now(UTC), max_future_s, place)
     if op == "delete":
@@ -158,36 +160,15 @@ def record_from_line(line: str, *, place: str) -> object:
         FactError: it is not JSON, or an object in it has a field twice.
     """
     try:
-        return _decode(line)
-    except json.JSONDecodeError as error:
-        raise FactError(f"{place}: not JSON ({error.msg} at column {error.colno}); give one object a line") from error
-    except _DoubledFieldError as error:
-        raise FactError(f"{place}: field {str(error)!r} stands twice in an object; give it once") from error
-    except ValueError as error:
-        raise FactError(f"{place}: not JSON that can be read ({error}); give one object a line") from error
-    except RecursionError as error:
-        raise FactError(f"{place}: JSON nested too deeply; give one flat object a line") from error
+        return decode(line)
+    except JsonError as error:
+        raise FactError(f"{place}: {error}") from error
 
 
 def default_fact_id(namespace: str, prompt: str) -> str:
     """Id of a fact that was given none: the same prompt in the same namespace is the same fact, whatever its target."""
     said = json.dumps((namespace, " ".join(prompt.split())))
     return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
-
-
-class _DoubledFieldError(ValueError):
-    """Names a field that stands twice in one JSON object, of which Python would take the last."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DoubledFieldError(next(name for name in names if names.count(name) > 1))
-    return record
-
-
-_decode = json.JSONDecoder(object_pairs_hook=_object).decode  # made once: `json.loads` makes one a call
 
 
 def _text(record: Mapping[str, object], name: str, place: str) -> str:
