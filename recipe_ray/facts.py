@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
-from recipe_ray.strict_json import JsonError, decode
+from recipe_ray.strict_json import fault_of, parse
 
 Op = Literal["upsert", "delete"]
 
@@ -160,9 +160,9 @@ def record_from_line(line: str, *, place: str) -> object:
         FactError: it is not JSON, or an object in it has a field twice.
     """
     try:
-        return decode(line)
-    except JsonError as error:
-        raise FactError(f"{place}: {error}") from error
+        return parse(line)
+    except (ValueError, RecursionError) as error:
+        raise FactError(f"{place}: {fault_of(line, error)}") from error
 
 
 def default_fact_id(namespace: str, prompt: str) -> str:

@@ -35,16 +35,19 @@ def decode(text: str) -> object:
         JsonError: it is not JSON, or what this module refuses; of nesting, only what Python cannot parse.
     """
     try:
-        return _decode(text)
-    except json.JSONDecodeError as error:
+        return parse(text)
+    except (ValueError, RecursionError) as error:
+        raise JsonError(fault_of(text, error)) from error
+
+
+def fault_of(text: str, error: Exception) -> str:
+    """What is wrong with a text on which `parse` failed, and what to do."""
+    if isinstance(error, json.JSONDecodeError):
         lines = "; end lines with LF, not CR alone" if "\r" in text.strip() else ""
-        raise JsonError(f"not JSON ({error.msg} at column {error.colno}); give one object a line{lines}") from error
-    except JsonError:
-        raise
-    except RecursionError as error:
-        raise JsonError(_DEEP) from error
-    except ValueError as error:
-        raise JsonError(_too_many_digits()) from error
+        return f"not JSON ({error.msg} at column {error.colno}); give one object a line{lines}"
+    if isinstance(error, RecursionError):
+        return _DEEP
+    return str(error) if isinstance(error, JsonError) else _too_many_digits()
 
 
 def decode_flat(text: str) -> object:
@@ -140,4 +143,5 @@ def _is_deep(value: object) -> bool:
     return True
 
 
-_decode = _decoder(_refuse).decode  # made once: `json.loads` makes one a call
+parse = _decoder(_refuse).decode  # made once: `json.loads` makes one a call
+"""What `decode` does, with the errors of Python's reader; for those who read a million lines."""

@@ -21,6 +21,8 @@ from recipe_ray.store.dumps.values import (
     Columns,
     GoodRow,
     MakeRow,
+    RepeatedHeader,
+    Row,
     not_utf8,
     raw_line,
     reason_of,
@@ -34,6 +36,8 @@ __all__ = [
     "BadRow",
     "DumpOptions",
     "GoodRow",
+    "RepeatedHeader",
+    "Row",
     "Split",
     "form_of",
     "hash_file",
@@ -177,7 +181,7 @@ def split_files(files: Sequence[SourceFile], options: DumpOptions, *, split_byte
     ]
 
 
-def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[GoodRow | BadRow, None, int]:
+def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[Row, None, int]:
     """Read the rows of a split that is not of a data set's form; `recipe_ray.datasets.dump.read_any` reads every form.
 
     Args:

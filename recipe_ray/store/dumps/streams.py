@@ -17,6 +17,7 @@ from recipe_ray.store.files import filesystem
 GZIP_SUFFIX = ".gz"
 ZSTD_SUFFIXES = (".zst", ".zstd")
 BOM = b"\xef\xbb\xbf"
+BOM_START = BOM[0]
 READ_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException)
 """What opening and reading raise where a file is missing, damaged or cut short."""
 
@@ -47,6 +48,13 @@ def open_dump(uri: str, start: int = 0) -> IO[bytes]:
         unzipped = gzip.GzipFile(fileobj=cast(IO[bytes], stream))
         return io.BufferedReader(cast(io.RawIOBase, unzipped), _BUFFER_BYTES)
     return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(stream, "zstd")), _BUFFER_BYTES)
+
+
+def without_bom(line: bytes) -> bytes:
+    """A line without the byte order marks that it begins with."""
+    while line.startswith(BOM):
+        line = line[len(BOM) :]
+    return line
 
 
 def hash_file(uri: str) -> bytes:
@@ -82,6 +90,8 @@ class TooLong:
 def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[bytes | TooLong, None, None]:
     """Yield the lines that begin at bytes [start, end) of a file, blank ones too, with their ends, without a BOM.
 
+    A BOM may begin any line: files that were joined with `cat` have one in the middle.
+
     Args:
         uri: of the file.
         start: 0 where it is compressed.
@@ -102,10 +112,9 @@ def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[by
                 if not line:
                     return
                 number += 1
-                at_start = position == 0
                 position += len(line)
                 if len(line) <= MAX_ROW_BYTES:
-                    yield line.removeprefix(BOM) if at_start else line
+                    yield without_bom(line) if line[0] == BOM_START else line
                     continue
                 if not line.endswith(b"\n"):
                     position += _skip_line(stream)
@@ -113,6 +122,22 @@ def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[by
     except READ_ERRORS as error:
         part = f" of the part from byte {start} on" if start else ""
         raise unreadable(uri, error, f" at line {number + 1}{part}") from error
+
+
+def read_pieces(uri: str) -> Generator[bytes, None, None]:
+    """Yield all bytes of a file: its lines with their ends, those of over MAX_ROW_BYTES in pieces of about that.
+
+    Raises:
+        FactError: the rest of the file cannot be read.
+    """
+    number = 1
+    try:
+        with open_dump(uri) as stream:
+            while piece := stream.readline(MAX_ROW_BYTES + 1):
+                yield piece
+                number += len(piece) <= MAX_ROW_BYTES or piece.endswith(b"\n")
+    except READ_ERRORS as error:
+        raise unreadable(uri, error, f" at line {number}") from error
 
 
 def first_bytes(uri: str) -> bytes:
@@ -123,7 +148,7 @@ def first_bytes(uri: str) -> bytes:
     """
     try:
         with open_dump(uri) as stream:
-            return stream.read(64 * 1024).removeprefix(BOM).lstrip()
+            return without_bom(stream.read(64 * 1024)).lstrip()
     except READ_ERRORS as error:
         raise unreadable(uri, error) from error
 
