@@ -86,9 +86,9 @@ def decode_array(text: str) -> Iterator[object]:
         if (position := _after(text, position, "]")) < len(text):
             raise json.JSONDecodeError("Extra data", text, position)
     except json.JSONDecodeError as error:
-        raise JsonError(f"is no JSON array ({error}); give an array of records, or one record a line") from error
+        raise JsonError(_no_array(str(error))) from error
     except RecursionError as error:
-        raise JsonError(_DEEP) from error
+        raise JsonError(_no_array("nested too deeply to be read")) from error
 
 
 def _after(text: str, position: int, char: str) -> int:
@@ -123,6 +123,10 @@ def _decoder(complain: Callable[[str], None]) -> json.JSONDecoder:
     # Calling back for every number costs time, which lines of facts need not spend: there `int` may raise.
     parse_int = None if complain is _refuse else make_integer
     return json.JSONDecoder(object_pairs_hook=make_object, parse_constant=make_constant, parse_int=parse_int)
+
+
+def _no_array(reason: str) -> str:
+    return f"is no JSON array ({reason}); give an array of records, or one record a line"
 
 
 def _too_many_digits() -> str:

@@ -196,7 +196,8 @@ class _Records:
     def _through(self, piece: bytes) -> list[str] | _GivenUp:
         """A record piece by piece to its end, of which no more than MAX_ROW_BYTES are held."""
         quotes = _Quotes()
-        begin, num_bytes, fault = [], 0, ""
+        begin: list[bytes] = []
+        num_bytes, fault = 0, ""
         while True:
             num_bytes += len(piece)
             if num_bytes <= MAX_ROW_BYTES or not begin:

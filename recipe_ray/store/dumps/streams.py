@@ -16,6 +16,7 @@ from recipe_ray.store.files import filesystem
 
 GZIP_SUFFIX = ".gz"
 ZSTD_SUFFIXES = (".zst", ".zstd")
+PARQUET_SUFFIXES = (".parquet", ".pq")
 BOM = b"\xef\xbb\xbf"
 BOM_START = BOM[0]
 READ_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException)
@@ -28,6 +29,22 @@ _HASH_BYTES = 8 * 1024 * 1024
 def compression_of(uri: str) -> str:
     """The suffix that says how a file is compressed; empty for a plain one."""
     return next((suffix for suffix in (GZIP_SUFFIX, *ZSTD_SUFFIXES) if uri.lower().endswith(suffix)), "")
+
+
+def suffix_of(uri: str) -> str:
+    """The suffix that tells a file's form, in lower case; empty where its name has none."""
+    name = uri.lower().rpartition("/")[2].removesuffix(compression_of(uri))
+    return "".join(name.rpartition(".")[1:]) if "." in name else ""
+
+
+def check_unpacked(uri: str) -> None:
+    """Refuse a Parquet file that was compressed as a whole.
+
+    Raises:
+        FactError: its name says so.
+    """
+    if compression := compression_of(uri):
+        raise FactError(f"{uri}: Parquet cannot be read out of {compression}; unpack it (Parquet compresses itself)")
 
 
 def open_dump(uri: str, start: int = 0) -> IO[bytes]:
