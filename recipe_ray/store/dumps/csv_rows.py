@@ -156,7 +156,7 @@ class _Records:
             self.text = text = given[0] if len(given) == 1 else "".join(given)
             if '"' in text and (' "' in text or "\t" in text) and (_AFTER_COMMA.search(text) or _AT_START.match(text)):
                 yield self._again()
-            elif len(values) > 1 or (values and not values[0].isspace()):
+            elif len(values) > 1 or (values and not text.isspace()):
                 yield values
 
     def __iter__(self) -> "_Records":
@@ -197,15 +197,14 @@ class _Records:
         """A record piece by piece to its end, of which no more than MAX_ROW_BYTES are held."""
         quotes = _Quotes()
         begin: list[bytes] = []
-        num_bytes, fault = 0, ""
+        num_bytes = 0
         while True:
             num_bytes += len(piece)
             if num_bytes <= MAX_ROW_BYTES or not begin:
                 begin.append(piece)
             quotes.follow(piece, self.last)
             ends_line = piece.endswith(b"\n")
-            if ends_line and quotes.fault:
-                fault = fault or quotes.fault
+            if ends_line and quotes.is_misplaced:
                 quotes.set_open(self._is_inside())
             if ends_line and not quotes.is_open:
                 break
@@ -219,8 +218,8 @@ class _Records:
             return self._give_up(whole, f"{reason}{self.span()}{_ADVICE}")
         if num_bytes > MAX_ROW_BYTES:
             return self._give_up(whole, too_long(self.span()))
-        if fault := fault or quotes.fault:
-            return self._give_up(whole, f"not CSV ({fault}){self.span()}{_ADVICE}")
+        if quotes.fault:
+            return self._give_up(whole, f"not CSV ({quotes.fault}){self.span()}{_ADVICE}")
         try:
             self.text = whole.decode()
         except UnicodeDecodeError as error:
@@ -247,10 +246,15 @@ class _Records:
 
     def _coming(self) -> Iterator[bytes]:
         """What comes next, MAX_ROW_BYTES of it at most; it stays to be taken."""
-        yield from tuple(self._ahead)
-        num_bytes = sum(map(len, self._ahead))
-        while num_bytes < MAX_ROW_BYTES and (piece := next(self._pieces, b"")):
-            self._ahead.append(piece)
+        num_bytes = place = 0
+        while num_bytes < MAX_ROW_BYTES:
+            if place == len(self._ahead):
+                piece = next(self._pieces, b"")
+                if not piece:
+                    return
+                self._ahead.append(piece)
+            piece = self._ahead[place]
+            place += 1
             num_bytes += len(piece)
             yield piece
 
@@ -269,18 +273,19 @@ class _Quotes:
     Attributes:
         is_open: whether a quote is open.
         line: where the last one opened.
-        fault: what is out of place since the last `set_open`; empty where nothing is.
+        fault: what was out of place first; empty where nothing was.
+        is_misplaced: whether a quote was out of place, so that `is_open` may be wrong, since `set_open` was told.
     """
 
     def __init__(self) -> None:
-        self.is_open = False
+        self.is_open = self.is_misplaced = False
         self.line = 0
         self.fault = ""
         self._begins_field, self._closed = True, False
 
     def set_open(self, is_open: bool) -> None:
         """Go on inside a quote, or outside."""
-        self.is_open, self.fault = is_open, ""
+        self.is_open, self.is_misplaced = is_open, False
         self._begins_field = self._closed = False
 
     def follow(self, piece: bytes, line: int) -> None:
@@ -305,8 +310,10 @@ class _Quotes:
     def _check(self, text: bytes) -> None:
         """Look at what stands outside quotes, up to the end of its field."""
         if self._closed and text:
+            self.is_misplaced = True
             self.fault = self.fault or "',' expected after '\"'"
         elif self._begins_field and _BLANKS_AND_QUOTE.match(text):
+            self.is_misplaced = True
             self.fault = self.fault or "a blank before '\"'"
         elif b"\r" in text:
             self.fault = self.fault or "a CR outside quotes; lines end in LF or CR LF"

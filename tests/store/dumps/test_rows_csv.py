@@ -280,6 +280,25 @@ def test_a_row_that_names_columns_is_a_row(tmp_path):
     assert [row.fact.target for row in rows] == ["answer", "x", "answer"]
 
 
+def test_a_blank_line_is_no_row_and_a_quoted_blank_is_one(tmp_path):
+    rows = csv_dump(tmp_path / "d.csv", "statement", "", " \t", "\ufeff", '"\n"', '" "', '""', "a")
+    assert [row.line for row in rows] == [5, 7, 8, 9]
+    assert [isinstance(row, GoodRow) for row in rows] == [False, False, False, True]
+
+
+def test_reading_ahead_for_the_end_of_a_broken_record_stays_bounded(tmp_path, monkeypatch):
+    """A quote out of place is judged by the quotes that come; where none come, by as much as a record may hold."""
+    limit(monkeypatch, 1000)
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,target\n" + '"A"is,B\n' + "C is,D\n" * 1000)
+    records = csv_rows._Records(str(path))
+    reading = records.read()
+    next(reading)
+    assert next(reading).text == '"A"is,B'
+    assert 1000 <= sum(map(len, records._ahead)) <= 1000 + len("C is,D\n")
+    assert sum(1 for _ in reading) == 1000
+
+
 def test_files_of_old_macs_are_refused_with_the_reason(tmp_path):
     with pytest.raises(FactError, match=r"the header is not CSV \(a CR outside quotes; lines end in LF or CR LF\)"):
         csv_dump(tmp_path / "d.csv", "prompt,target", "A is,B", newline="\r")
