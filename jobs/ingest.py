@@ -63,6 +63,8 @@ def describe(report: IngestReport) -> str:
         lines.append(
             f"quarantine {report.quarantine} holds the {counts.quarantined} bad rows with file, line and reason"
         )
+    if report.num_headers:
+        lines.append(f"passed over {report.num_headers} headers in the middle of CSV files")
     if report.contradictions != 0:
         found = "not looked for" if report.contradictions is None else report.contradictions
         lines.append(

@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime, time
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
-from recipe_ray.strict_json import JsonError, decode
+from recipe_ray.strict_json import fault_of, parse
 from recipe_ray.text import canonical, collapsed, has_control, has_visible, is_plain
 
 Op = Literal["upsert", "delete"]
@@ -108,7 +108,8 @@ def fact_from_record(
     if op is None or op == "":
         op = "upsert"
     if not isinstance(op, str) or op not in _OPS:
-        raise FactError(f"{place}: 'op' is {op!r}; give upsert or delete")
+        said = type(op).__name__ if op and isinstance(op, list | dict) else repr(op)  # `repr` of deep ones fails
+        raise FactError(f"{place}: 'op' is {said}; give upsert or delete")
     if updated_at is not None:
         _check_past(updated_at, now or datetime.now(UTC), max_future_s, place)
     if op == "delete":
@@ -160,9 +161,9 @@ def record_from_line(line: str, *, place: str) -> object:
         FactError: it is not JSON, or an object in it has a field twice.
     """
     try:
-        return decode(line)
-    except JsonError as error:
-        raise FactError(f"{place}: {error}") from error
+        return parse(line)
+    except (ValueError, RecursionError) as error:
+        raise FactError(f"{place}: {fault_of(line, error)}") from error
 
 
 def default_fact_id(namespace: str, prompt: str) -> str:

@@ -36,18 +36,6 @@ class Fault:
     text: str
 
 
-def parse(text: str) -> Any:
-    """Parse one value as Python does, which takes NaN and Infinity, but no field twice.
-
-    Raises:
-        json.JSONDecodeError: it is not JSON.
-        DoubledFieldError: an object in it has a field twice.
-        ValueError: a number has too many digits.
-        RecursionError: it is nested too deeply.
-    """
-    return _parse(text)
-
-
 def decode(text: str) -> object:
     """Parse one value.
 
@@ -55,16 +43,19 @@ def decode(text: str) -> object:
         JsonError: it is not JSON, or what this module refuses; of nesting, only what Python cannot parse.
     """
     try:
-        return _decode(text)
-    except json.JSONDecodeError as error:
+        return parse(text)
+    except (ValueError, RecursionError) as error:
+        raise JsonError(fault_of(text, error)) from error
+
+
+def fault_of(text: str, error: Exception) -> str:
+    """What is wrong with a text on which `parse` failed, and what to do."""
+    if isinstance(error, json.JSONDecodeError):
         lines = "; end lines with LF, not CR alone" if "\r" in text.strip() else ""
-        raise JsonError(f"not JSON ({error.msg} at column {error.colno}); give one object a line{lines}") from error
-    except JsonError:
-        raise
-    except RecursionError as error:
-        raise JsonError(_DEEP) from error
-    except ValueError as error:
-        raise JsonError(_too_many_digits()) from error
+        return f"not JSON ({error.msg} at column {error.colno}); give one object a line{lines}"
+    if isinstance(error, RecursionError):
+        return _DEEP
+    return str(error) if isinstance(error, JsonError) else _too_many_digits()
 
 
 def decode_flat(text: str) -> object:
@@ -103,9 +94,9 @@ def decode_array(text: str) -> Iterator[object]:
         if (position := _after(text, position, "]")) < len(text):
             raise json.JSONDecodeError("Extra data", text, position)
     except json.JSONDecodeError as error:
-        raise JsonError(f"is no JSON array ({error}); give an array of records, or one record a line") from error
+        raise JsonError(_no_array(str(error))) from error
     except RecursionError as error:
-        raise JsonError(_DEEP) from error
+        raise JsonError(_no_array("nested too deeply to be read")) from error
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -183,6 +174,10 @@ def _object_maker(complain: Callable[[JsonError], None]) -> Callable[[list[tuple
     return make_object
 
 
+def _no_array(reason: str) -> str:
+    return f"is no JSON array ({reason}); give an array of records, or one record a line"
+
+
 def _too_many_digits() -> str:
     return f"not JSON that can be read (a number has over {sys.get_int_max_str_digits()} digits); give it as text"
 
@@ -202,5 +197,7 @@ def _is_deep(value: object) -> bool:
 
 
 # Made once: `json.loads` makes one a call.
-_decode = _decoder(_refuse).decode
-_parse = json.JSONDecoder(object_pairs_hook=_object_maker(_refuse)).decode
+parse = _decoder(_refuse).decode
+"""What `decode` does, with the errors of Python's reader; for those who read a million lines."""
+parse_body = json.JSONDecoder(object_pairs_hook=_object_maker(_refuse)).decode
+"""The same of a request, in which NaN and Infinity are left to whoever knows the field."""

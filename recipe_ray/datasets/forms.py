@@ -1,7 +1,8 @@
 """The forms in which data sets of edits come, each read into `EditRecord`.
 
 - `edits`, users' own: prompt, target; if wanted, subject, true_target, and generality and locality, lists of {kind,
-  prompt, target};
+  prompt, target}; and a fact's id, namespace, source, updated_at and expires_at, which an ingest reads and training
+  does not; another field is refused, where those of public data sets are left alone;
 - `counterfact`, CounterFact as EasyEdit has it: prompt, target_new, subject, rephrase_prompt, locality_prompt,
   locality_ground_truth; ground_truth, if wanted;
 - `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans; answers, if wanted;
@@ -9,7 +10,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,10 @@ RIPE_GENERALITY = ("Logical_Generalization", "Compositionality_I", "Compositiona
 RIPE_LOCALITY = ("Relation_Specificity", "Forgetfulness")
 DEFAULT_GENERALITY_KIND = "rephrase"
 DEFAULT_LOCALITY_KIND = "neighbour"
+FACT_FIELDS = {"edits": ("id", "namespace", "source", "updated_at", "expires_at")}
+"""What a form's records may say of the fact that they state, by form, as a row of a dump says it."""
+_EDIT_FIELDS = ("prompt", "target", "subject", "true_target", "generality", "locality", *FACT_FIELDS["edits"])
+_QUESTION_FIELDS = ("kind", "prompt", "target")
 
 
 class EmptyTextError(FactError):
@@ -38,6 +43,15 @@ class Fields:
 
     place: str
     values: Mapping[str, Any]
+
+    def only(self, names: Sequence[str]) -> None:
+        """See that no other field is there.
+
+        Raises:
+            FactError: one is.
+        """
+        if unknown := next((name for name in self.values if name not in names), None):
+            raise FactError(f"{self.place}: unknown field {unknown!r}; the fields are {', '.join(names)}")
 
     def text(self, name: str, *, default: str | None = None) -> str:
         """A text that is not empty; `default`, if given, where the field is absent or null.
@@ -86,14 +100,17 @@ class Fields:
 
 def read_edits(fields: Fields) -> EditRecord:
     """Users' own form; a question without a target has the edit's, if it is one of generality."""
+    fields.only(_EDIT_FIELDS)
     target = fields.text("target")
     generality: dict[str, tuple[Question, ...]] = {}
     locality: dict[str, tuple[Question, ...]] = {}
     for item in fields.items("generality"):
+        item.only(_QUESTION_FIELDS)
         kind = item.text("kind", default=DEFAULT_GENERALITY_KIND)
         question = Question(prompt=item.text("prompt"), target=item.text("target", default=target))
         generality[kind] = (*generality.get(kind, ()), question)
     for item in fields.items("locality"):
+        item.only(_QUESTION_FIELDS)
         kind = item.text("kind", default=DEFAULT_LOCALITY_KIND)
         question = Question(prompt=item.text("prompt"), target=item.text("target"))
         locality[kind] = (*locality.get(kind, ()), question)

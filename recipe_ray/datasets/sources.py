@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
 from recipe_ray.datasets.reading import read_records
 from recipe_ray.errors import ConfigError, FactError
 from recipe_ray.examples import Batches, EditExample, EditRecord, Question
-from recipe_ray.store.files import absolute, open_lines
+from recipe_ray.store.dumps.streams import TooLong, read_lines
+from recipe_ray.store.dumps.values import MAX_ROW_BYTES, not_utf8
+from recipe_ray.store.files import absolute
 from recipe_ray.testbed.edits import EditStream
 from recipe_ray.testbed.world import load_world
 from recipe_ray.text import canonical
@@ -245,12 +246,14 @@ def read_source(name: str) -> Source:
 
 def _read_texts(path: str) -> tuple[Question, ...]:
     """Texts of a file as questions: the last words of a line are what is kept of the LLM."""
-    try:
-        with open_lines(path) as stream:
-            lines = io.TextIOWrapper(stream, encoding="utf-8").read().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise FactError(f"{path}: cannot be read as UTF-8 text, plain or .gz ({reason})") from error
+    lines = []
+    for number, line in enumerate(read_lines(path), 1):
+        if isinstance(line, TooLong):
+            raise FactError(f"{path}:{number}: the line has over {MAX_ROW_BYTES} bytes; give texts, one a line")
+        try:
+            lines.append(line.decode())
+        except UnicodeDecodeError as error:
+            raise FactError(f"{path}:{number}: {not_utf8(error)}") from error
     texts = [words for line in lines if len(words := line.split()) > TEXT_ANSWER_WORDS]
     if not texts:
         raise FactError(f"{path}: holds no line of more than {TEXT_ANSWER_WORDS} words; give texts, one a line")

@@ -80,6 +80,7 @@ class IngestReport:
         quarantine: URI of the bad rows' table; None where no row was bad.
         contradictions: groups of facts with one prompt and different targets that this dump's facts are part of; None
             where they were not looked for: the dump is too large (MAX_COMPARED), or the table damaged.
+        num_headers: headers in the middle of CSV files, as joining files leaves them, which are no rows.
     """
 
     table: str
@@ -96,6 +97,7 @@ class IngestReport:
     facts_per_s: float
     quarantine: str | None
     contradictions: int | None
+    num_headers: int = 0
 
 
 def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -> IngestReport:
@@ -174,6 +176,7 @@ class _Done:
     files: Sequence[DataFile]
     num_encoded: int
     contradictions: int | None = 0
+    num_headers: int = 0
     repeated: bool = False
 
 
@@ -204,6 +207,7 @@ def _report(done: _Done, renewal: Renewal, dump_hash: str, *, seconds: float) ->
         facts_per_s=done.counts.read / seconds,
         quarantine=quarantine_uri(done.table.uri) if done.counts.quarantined else None,
         contradictions=done.contradictions,
+        num_headers=done.num_headers,
     )
 
 
@@ -243,7 +247,8 @@ class _Job:
             raise CommitConflictError(f"{table.uri}: was made meanwhile with other shards; run ingest again")
         done = self._write_and_commit(staging, splits)
         staging.remove()
-        return dataclasses.replace(done, contradictions=self._contradictions(done))
+        num_headers = sum(split.num_headers for split in splits)
+        return dataclasses.replace(done, contradictions=self._contradictions(done), num_headers=num_headers)
 
     def _contradictions(self, done: _Done) -> int | None:
         if sum(file.num_rows for file in done.files) > MAX_COMPARED:

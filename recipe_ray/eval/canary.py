@@ -3,11 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from recipe_ray.errors import ConfigError, FactError
-from recipe_ray.facts import DEFAULT_NAMESPACE, fact_from_record, record_from_line
+from recipe_ray.facts import DEFAULT_NAMESPACE, fact_from_record
 from recipe_ray.store.files import read_text
+from recipe_ray.strict_json import JsonError, decode_flat
 
 Sort = Literal["known", "sampled", "unrelated"]
 """A question of the canary file with its answer; one about a fact of the dump; one on which nothing may fire."""
@@ -117,7 +118,7 @@ def read_canary(uri: str, *, namespace: str = DEFAULT_NAMESPACE) -> tuple[Canary
     text = read_text(uri)
     if text is None:
         raise FactError(f"{uri}: no such file; give JSON Lines of prompts with and without a target")
-    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
+    lines = enumerate((line.lstrip("\ufeff") for line in text.split("\n")), start=1)
     questions = tuple(_question(line, f"{uri}:{number}", namespace) for number, line in lines if line.strip())
     for sort, what in (("known", "with a target"), ("unrelated", "without one")):
         if not any(question.sort == sort for question in questions):
@@ -167,7 +168,10 @@ def judge(questions: Sequence[CanaryQuestion], told: Sequence[Told], limits: Can
 
 
 def _question(line: str, place: str, namespace: str) -> CanaryQuestion:
-    record: Any = record_from_line(line, place=place)
+    try:
+        record = decode_flat(line)
+    except JsonError as error:
+        raise FactError(f"{place}: {error}") from error
     if not isinstance(record, dict):
         raise FactError(f"{place}: expected a JSON object, got {type(record).__name__}; give one question a line")
     if unknown := sorted(record.keys() - set(FIELDS)):

@@ -5,7 +5,6 @@ AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, and whatever else the AWS credential c
 """
 
 import contextlib
-import gzip
 import hashlib
 import os
 import re
@@ -179,17 +178,6 @@ def list_files(source: str) -> tuple[SourceFile, ...]:
         double = next(path for path in found if sum(info.path == path for info in infos) > 1)
         raise FactError(f"{scheme}{double}: is there twice, once with a slash at its end; rename one of the objects")
     return tuple(found[path] for path in sorted(found))
-
-
-def open_lines(uri: str) -> IO[bytes]:
-    """Open a file for reading bytes, decompressed where its name ends in `.gz`.
-
-    Raises:
-        OSError: it cannot be opened; reading may raise OSError or EOFError (broken gzip) later.
-    """
-    filesystem_, path = filesystem(uri)
-    stream = cast(IO[bytes], filesystem_.open_input_stream(path, compression=None, buffer_size=1024 * 1024))
-    return cast(IO[bytes], gzip.GzipFile(fileobj=stream)) if uri.endswith(".gz") else stream
 
 
 def read_text(uri: str) -> str | None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from recipe_ray.errors import OutputError
 from recipe_ray.facts import Fact
-from recipe_ray.store.dumps.rows import BadRow, GoodRow, Split
+from recipe_ray.store.dumps.rows import GoodRow, RepeatedHeader, Row, Split
 from recipe_ray.store.files import (
     SourceFile,
     absolute,
@@ -100,6 +100,7 @@ class StagedSplit:
         num_undated: rows without `updated_at`.
         row_groups: by bucket.
         bad_paths: files of bad rows.
+        num_headers: headers in the middle of a CSV file, which are no rows.
     """
 
     file: int
@@ -110,6 +111,7 @@ class StagedSplit:
     num_bad: int
     row_groups: dict[int, list[RowGroup]]
     bad_paths: list[str]
+    num_headers: int = 0  # what an older version staged says nothing of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,9 +151,7 @@ class Staging:
             ingested_at=datetime.fromisoformat(found["ingested_at"]),
         )
 
-    def stage(
-        self, split: Split, rows: Iterator[GoodRow | BadRow], *, stored: Callable[[Fact], Fact] | None = None
-    ) -> StagedSplit:
+    def stage(self, split: Split, rows: Iterator[Row], *, stored: Callable[[Fact], Fact] | None = None) -> StagedSplit:
         """Write the rows of a split, or tell what was written before.
 
         Args:
@@ -232,9 +232,9 @@ class _Stager:
         self._num_undated = 0
         self._row_groups: dict[int, list[RowGroup]] = {}
         self._bad_paths: list[str] = []
-        self._num_rows = self._num_bad = 0
+        self._num_rows = self._num_bad = self._num_headers = 0
 
-    def run(self, rows: Iterator[GoodRow | BadRow]) -> StagedSplit:
+    def run(self, rows: Iterator[Row]) -> StagedSplit:
         num_lines = 0
         while True:
             try:
@@ -250,6 +250,8 @@ class _Stager:
                 self._num_undated += fact.updated_at is None
                 if len(self._rows) == _PART_ROWS or self._num_chars > _PART_CHARS:
                     self._compact()
+            elif isinstance(row, RepeatedHeader):
+                self._num_headers += 1
             else:
                 self._bad.append({"line": row.line, "reason": row.reason, "raw": row.raw})
                 if len(self._bad) == 1024:  # each may be long
@@ -266,6 +268,7 @@ class _Stager:
             num_bad=self._num_bad,
             row_groups=self._row_groups,
             bad_paths=self._bad_paths,
+            num_headers=self._num_headers,
         )
 
     def _compact(self) -> None:

@@ -40,7 +40,7 @@ class _StrictRequest(Request):
             body = await self.body()
             text = body.decode(json.detect_encoding(body), "surrogatepass")  # as `json.loads` does
             try:
-                self._json = strict_json.parse(text)
+                self._json = strict_json.parse_body(text)
             except strict_json.DoubledFieldError as error:
                 raise doubled_field("body", strict_json.path_of(error, text)) from error
         return self._json

@@ -10,8 +10,9 @@ import pytest
 
 from recipe_ray.datasets.dump import read_any
 from recipe_ray.datasets.forms import FORMS
+from recipe_ray.datasets.sources import read_source
 from recipe_ray.errors import FactError
-from recipe_ray.facts import default_fact_id
+from recipe_ray.facts import default_fact_id, fact_from_record
 from recipe_ray.store.dumps.rows import DATASET_FORMS, BadRow, DumpOptions, GoodRow, split_files
 from recipe_ray.store.files import list_files
 
@@ -96,6 +97,60 @@ def test_records_that_are_not_of_the_form_are_bad_rows_shown_as_they_are(tmp_pat
     assert [type(row) for row in rows_of(again, "counterfact")] == [GoodRow, BadRow]
 
 
+def test_users_own_edits_say_of_their_fact_what_rows_do(tmp_path):
+    said = {"id": "k1", "namespace": "shop", "source": "s", "updated_at": "2020-01-01", "expires_at": "2027-01-01"}
+    path = tmp_path / "d.jsonl"
+    lines = [{**OWN, **said}, {**OWN, "id": 7}, {**OWN, "updated_at": "soon"}, {**OWN, "op": "delete"}]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    one, two, bad, delete = rows_of(path, "edits")
+    fact = fact_from_record({**said, "prompt": "法国的首都是", "target": "里昂"}, place="x")
+    assert one.fact == fact
+    assert two.fact.fact_id == "7"
+    assert bad.reason.startswith("'updated_at' is 'soon'; give ISO 8601")
+    assert delete.reason.startswith("unknown field 'op'; the fields are prompt, target, subject")
+
+
+def test_publishers_fields_say_nothing_of_the_fact(tmp_path):
+    path = tmp_path / "d.jsonl"
+    said = {"id": "k1", "namespace": "shop", "updated_at": "2020-01-01", "pred": "x", "cond": "y"}
+    for form, record in (("counterfact", COUNTERFACT), ("zsre", ZSRE), ("ripe", RIPE)):
+        path.write_text(json.dumps({**record, **said}))
+        (row,) = rows_of(path, form)
+        assert (row.fact.namespace, row.fact.updated_at) == ("default", None)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({**OWN, "generalty": []}, "unknown field 'generalty'; the fields are prompt, target, subject, true_target"),
+        ({**OWN, "generality": [{"prompt": "x", "taget": "y"}]}, "'generality', item 1: unknown field 'taget'"),
+        ({**OWN, "locality": [{"prompt": "x", "target": "y", "n": 1}]}, "'locality', item 1: unknown field 'n'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["d.jsonl", "d.json", "d.parquet"])
+def test_a_misspelt_field_of_users_own_edits_is_refused_by_record_and_field(tmp_path, record, reason, name):
+    path = tmp_path / name
+    if name == "d.parquet":
+        pq.write_table(pa.Table.from_pylist([record]), path)
+    else:
+        path.write_text(json.dumps([record] if name == "d.json" else record))
+    (bad,) = rows_of(path, "edits")
+    assert reason in bad.reason
+    with pytest.raises(FactError, match=f"{name}: record 1: {reason}"):
+        read_source(f"edits:{path}")
+
+
+def test_an_element_of_an_array_that_is_refused_costs_itself_alone(tmp_path):
+    path = tmp_path / "d.json"
+    doubled = '{"prompt": "x",\n "target": "y", "generality": [{"prompt": "a", "prompt": "b"}]}'
+    path.write_text(f"[{json.dumps(OWN)}, {doubled}, {json.dumps(OWN)}]")
+    one, bad, three = rows_of(path, "edits")
+    assert isinstance(one, GoodRow)
+    assert isinstance(three, GoodRow)
+    assert bad.reason == "field 'prompt' stands twice in an object; give it once"
+    assert bad.raw == doubled.replace("\n", " ")
+
+
 def test_bad_lines_cost_their_record_alone(tmp_path):
     path = tmp_path / "d.jsonl"
     lines = [
@@ -123,7 +178,7 @@ def test_bad_lines_cost_their_record_alone(tmp_path):
     ("name", "content", "complaint"),
     [
         ("d.json", b'[{"prompt": "x"', r"is no JSON array \(.*\); give an array of records, or one record a line"),
-        ("d.json", b'[{"prompt": "caf\xe9"}]', "is no JSON array"),
+        ("d.json", b'[{"prompt": "caf\xe9"}]', r"not UTF-8 \(.* at byte 16\); write the file in UTF-8"),
         ("d.json", b"[" * 100_000, "is no JSON array"),
         ("d.json.gz", gzip.compress(b'[{"prompt": "x"}]', mtime=0)[:-4], "cannot be read"),
         ("d.parquet", b"no parquet", "cannot be read as Parquet"),

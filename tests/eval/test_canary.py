@@ -20,7 +20,7 @@ def test_questions_are_read_with_their_places_and_spelt_as_facts_are(tmp_path):
         "",
         {"prompt": "Two plus two is"},
         {"prompt": "Hello", "unrelated": True, "namespace": "news"},
-        '{"prompt": "A\u2028line"}',  # ends no line to JSON
+        '\ufeff{"prompt": "A\u2028line"}',  # which ends no line to JSON
     )
     assert [(one.sort, one.place, one.prompt, one.target, one.namespace) for one in read_canary(uri)] == [
         ("known", f"{uri}:1", "The capital of Ruritania is", "Strelsau", "default"),
@@ -36,6 +36,8 @@ def test_questions_are_read_with_their_places_and_spelt_as_facts_are(tmp_path):
     [
         ("{nonsense", "not JSON"),
         ("[1]", "expected a JSON object, got list"),
+        ('{"prompt": "p", "target": "t", "target": "u"}', "field 'target' stands twice in an object"),
+        ('{"prompt": "p", "unrelated": ' + "[" * 900 + "]" * 900 + "}", "JSON nested too deeply"),
         ({"prompt": "p", "targte": "t"}, "unknown field 'targte'"),
         ({"target": "t"}, "'prompt' is empty"),
         ({"prompt": "p", "target": 3}, "'target' is int; give text"),
@@ -43,7 +45,7 @@ def test_questions_are_read_with_their_places_and_spelt_as_facts_are(tmp_path):
         ({"prompt": "p", "unrelated": False}, "give a target, or unrelated true, and not both"),
         ({"prompt": "p", "unrelated": "yes"}, "'unrelated' is 'yes'"),
     ],
-    ids=["no JSON", "a list", "unknown", "no prompt", "a number", "both", "neither", "no truth"],
+    ids=["no JSON", "a list", "doubled", "deep", "unknown", "no prompt", "a number", "both", "neither", "no truth"],
 )
 def test_a_line_that_is_no_question_is_named(tmp_path, line, complaint):
     uri = write(tmp_path / "canary.jsonl", {"prompt": "p", "target": "t"}, line)

@@ -1,4 +1,3 @@
-import io
 import threading
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from recipe_ray.store.files import (
     is_empty,
     list_files,
     localize,
-    open_lines,
     publish,
     read_text,
     write_text,
@@ -131,8 +129,7 @@ class TestS3:
         write_text(f"{s3}/dump/sub/b.jsonl", "three\n")
         assert names(list_files(f"{s3}/dump"), s3) == ["dump/a.jsonl", "dump/sub/b.jsonl"]
         assert names(list_files(f"{s3}/dump/*.jsonl"), s3) == ["dump/a.jsonl"]
-        with open_lines(f"{s3}/dump/a.jsonl") as stream:
-            assert io.BufferedReader(stream).readlines() == [b"one\n", b"two\n"]
+        assert read_text(f"{s3}/dump/a.jsonl") == "one\ntwo\n"
         with pytest.raises(FactError, match="no such file"):
             list_files(f"{s3}/nothing")
 

@@ -1,13 +1,38 @@
-"""Rows of a CSV file with a header: RFC 4180, read line by line."""
+"""Rows of a CSV file with a header: RFC 4180, and a record that is given up is given up to its own end.
+
+No maintained reader does that. Of a text behind a closing quote pyarrow.csv 26 makes another text, DuckDB 2.0 drops it
+or refuses the file, Polars 2.1 refuses the file; lines inside such a record become rows of pyarrow's. Python's `csv`
+takes up the middle of a quote as a new record where it gives one up, at a length that is set for the whole process.
+So `csv` splits what it takes without complaint, and all else is read again by `_Quotes`, which follows quotes through
+any number of bytes.
+"""
 
 import csv
-from collections.abc import Generator, Iterator
+import re
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from recipe_ray.errors import FactError
-from recipe_ray.store.dumps.streams import TooLong, read_lines
-from recipe_ray.store.dumps.values import MAX_ROW_BYTES, BadRow, Columns, GoodRow, MakeRow, raw_object, too_long
+from recipe_ray.facts import FIELDS
+from recipe_ray.store.dumps.streams import BOM_START, read_pieces, without_bom
+from recipe_ray.store.dumps.values import (
+    MAX_ROW_BYTES,
+    BadRow,
+    Columns,
+    MakeRow,
+    RepeatedHeader,
+    Row,
+    raw_object,
+    too_long,
+)
 
 _MORE = "fields beyond the header"
+_ADVICE = "; quote texts as RFC 4180 says"
+_FIELDS = re.compile(r'(?:\A|,)(?:"([^"]*+(?:""[^"]*+)*+)"|([^,]*))')
+_BLANKS_AND_QUOTE = re.compile(rb'[ \t]+"')
+_AFTER_COMMA, _AT_START = re.compile(r',[ \t]+"'), re.compile(r'[ \t]+"')
+_QUOTES = re.compile(rb'((?:\A(?:\xef\xbb\xbf)*|,)[ \t]*)?("+)(?=([ \t]*(?:[,\r\n]|\Z))?)')
 
 
 def read_csv_header(uri: str, columns: Columns) -> None:
@@ -20,104 +45,281 @@ def read_csv_header(uri: str, columns: Columns) -> None:
         return
 
 
-def read_csv(uri: str, columns: Columns, make: MakeRow) -> Generator[GoodRow | BadRow, None, int]:
+def read_csv(uri: str, columns: Columns, make: MakeRow) -> Generator[Row, None, int]:
     """Read the rows of a file; returns the number of its physical lines.
 
+    Files that were joined with `cat` have a header in the middle: the rows behind it are read as it says.
+
     Raises:
-        FactError: the header is not one, lacks columns or has others; or the rest of the file cannot be read.
+        FactError: a header is not one, lacks columns or has others; or the rest of the file cannot be read.
     """
-    lines = _Lines(read_lines(uri))
-    header: list[str] = []
-    wanted: list[tuple[str, str, int]] = []
-    records = csv.reader(lines, strict=True)
-    while True:
-        lines.begin_record()
-        reason = ""
-        values: list[str] = []
-        try:
-            values = next(records)
-        except StopIteration:
-            return lines.number
-        except csv.Error as error:
-            reason = f"not CSV ({error}){lines.span()}; quote texts as RFC 4180 says"
-        except _TooLongError:
-            reason = too_long()
-        reason = reason or lines.undecodable
-        if not header and reason:
-            raise FactError(f"{uri}:{lines.first}: the header is {reason}; give a file with a header of column names")
-        if reason:
-            yield BadRow(lines.first, reason, raw_object({"csv": lines.text()}))
-        elif lines.is_blank():
-            continue
-        elif not header:
-            header = [name.strip() for name in values]
-            found = columns.of_table(header, place=uri)
-            wanted = [(field, column, header.index(column)) for field, column in found.items()]
-        elif len(values) != len(header):
-            reason = f"{len(values)} fields under a header of {len(header)}; quote texts that hold commas"
-            shown: dict[str, object] = dict(zip(header, values, strict=False))
-            if len(values) > len(header):
-                shown[_MORE] = values[len(header) :]
-            yield BadRow(lines.first, reason, raw_object(shown))
+    records = _Records(uri)
+    header: _Header | None = None
+    for values in records.read():
+        if isinstance(values, _GivenUp):
+            if header is None:
+                raise FactError(
+                    f"{uri}:{records.first}: the header is {values.reason}; give a file with a header of column names"
+                )
+            yield BadRow(records.first, values.reason, raw_object({"csv": values.text}))
+        elif header is None:
+            header = _Header(values, columns, place=uri)
+        elif header.sign in records.text and header.is_again(values):
+            header = _Header(values, columns, place=f"{uri}:{records.first}: a header again")
+            yield RepeatedHeader(records.first)
+        elif len(values) != header.width:
+            reason = f"{len(values)} fields under a header of {header.width}{records.span()}"
+            yield BadRow(records.first, f"{reason}; quote texts that hold commas", raw_object(header.shown(values)))
         else:
-            record = {field: values[place] for field, _, place in wanted}
-            yield make(
-                lines.first, record, {column: values[place] for _, column, place in wanted} if columns.named else record
-            )
+            record = {field: values[place] for field, _, place in header.wanted}
+            shown = {column: values[place] for _, column, place in header.wanted} if columns.named else record
+            yield make(records.first, record, shown)
+    return records.last
+
+
+class _Header:
+    """What the header of a file says.
+
+    Attributes:
+        width: how many columns there are.
+        wanted: field, column and place in a record of what is read.
+        sign: a text that stands in every header like it.
+    """
+
+    def __init__(self, values: Sequence[str], columns: Columns, *, place: str) -> None:
+        self._names = [name.strip() for name in values]
+        found = columns.of_table(self._names, place=place)
+        self.width = len(values)
+        self.wanted = [(field, column, self._names.index(column)) for field, column in found.items()]
+        self._needed = {found[field] for field in ("prompt", "target") if field in found}
+        if len(self._needed) < 2:
+            self._needed = set(found.values())
+        self._known = set(self._names) if columns.named else set(FIELDS)
+        self.sign = max(max(self._needed, key=len).split('"'), key=len)  # in the file its quotes are doubled
+
+    def shown(self, values: Sequence[str]) -> Mapping[str, object]:
+        """A record of another width by the columns' names."""
+        more = {_MORE: values[self.width :]} if len(values) > self.width else {}
+        return {**dict(zip(self._names, values, strict=False)), **more}
+
+    def is_again(self, values: Sequence[str]) -> bool:
+        """Whether a record is a header too: of the same columns, or names where the prompt and the target stand."""
+        said = [value.strip() for value in values]
+        own = {name for name, value in zip(self._names, said, strict=False) if name == value}
+        return self._needed <= own or self._needed <= set(said) <= self._known
 
 
 class _TooLongError(Exception):
-    """A line or the lines of one record have over MAX_ROW_BYTES."""
+    """The lines of one record have over MAX_ROW_BYTES."""
 
 
-class _Lines:
-    """A file's lines as `csv.reader` takes them, which knows those of the present record.
+@dataclass(frozen=True, slots=True)
+class _GivenUp:
+    """A record that cannot be read: why, and how it begins."""
+
+    reason: str
+    text: str
+
+
+class _Records:
+    """The records of a file: the values of one, or why it is given up; blank lines are none.
+
+    It is also what gives `csv` the lines of a record.
 
     Attributes:
-        number: of lines taken.
-        first: number of the record's first line, counted from 1.
-        undecodable: why the record is not UTF-8; empty where it is.
+        first, last: the physical lines of the present record, counted from 1.
+        text: the record as it stands in the file, where it has values.
     """
 
-    def __init__(self, lines: Iterator[bytes | TooLong]) -> None:
-        self._lines = lines
-        self._texts: list[str] = []
+    def __init__(self, uri: str) -> None:
+        self._pieces = read_pieces(uri)
+        self._ahead: deque[bytes] = deque()
+        self._given: list[str] = []
         self._num_bytes = 0
-        self.number = 0
-        self.first = 1
-        self.undecodable = ""
+        self.first = self.last = 0
+        self.text = ""
 
-    def __iter__(self) -> "_Lines":
+    def read(self) -> Iterator[list[str] | _GivenUp]:
+        """The records."""
+        by_csv, given = csv.reader(self, strict=True), self._given
+        while True:
+            given.clear()
+            self.first = self.last + 1
+            try:
+                values = next(by_csv)
+            except StopIteration:
+                return
+            except (csv.Error, UnicodeDecodeError, _TooLongError):
+                yield self._again()
+                continue
+            self.last += len(given)
+            self.text = text = given[0] if len(given) == 1 else "".join(given)
+            if '"' in text and (' "' in text or "\t" in text) and (_AFTER_COMMA.search(text) or _AT_START.match(text)):
+                yield self._again()
+            elif len(values) > 1 or (values and not text.isspace()):
+                yield values
+
+    def __iter__(self) -> "_Records":
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
-        self.number += 1
-        start = line.start if isinstance(line, TooLong) else line
+        piece = self._ahead.popleft() if self._ahead else next(self._pieces)
+        if self._given:
+            self._num_bytes += len(piece)
+        else:
+            piece = without_bom(piece) if piece[0] == BOM_START else piece
+            self._num_bytes = len(piece)
         try:
-            text = start.decode()
-        except UnicodeDecodeError as error:
-            text = start.decode("utf-8", "backslashreplace")
-            self.undecodable = f"not UTF-8 ({error.reason} at byte {error.start} of line {self.number})"
-        self._texts.append(text)
-        self._num_bytes += len(start)
+            text = piece.decode()
+        except UnicodeDecodeError:
+            self._given.append(piece.decode("utf-8", "surrogateescape"))
+            raise
+        self._given.append(text)
         if self._num_bytes > MAX_ROW_BYTES:
             raise _TooLongError
         return text
 
-    def begin_record(self) -> None:
-        self.first = self.number + 1
-        self._texts = []
-        self._num_bytes = 0
-        self.undecodable = ""
-
-    def text(self) -> str:
-        """The record as it stands in the file."""
-        return "".join(self._texts).rstrip("\r\n")
-
-    def is_blank(self) -> bool:
-        return len(self._texts) == 1 and (not self._texts[0] or self._texts[0].isspace())
-
     def span(self) -> str:
-        """Which lines the record took, where they are several: a quote left open takes the lines after it."""
-        return f", lines {self.first} to {self.number} of the file" if self.number > self.first else ""
+        """Which lines the record takes, where they are several."""
+        return f", lines {self.first} to {self.last} of the file" if self.last > self.first else ""
+
+    def _again(self) -> list[str] | _GivenUp:
+        """The record that `csv` was given, read again."""
+        first, *more = (text.encode("utf-8", "surrogateescape") for text in self._given)
+        self._ahead.extendleft(reversed(more))
+        self.last = self.first
+        return self._through(first)
+
+    def _take(self) -> bytes:
+        return self._ahead.popleft() if self._ahead else next(self._pieces, b"")
+
+    def _through(self, piece: bytes) -> list[str] | _GivenUp:
+        """A record piece by piece to its end, of which no more than MAX_ROW_BYTES are held."""
+        quotes = _Quotes()
+        begin: list[bytes] = []
+        num_bytes = 0
+        while True:
+            num_bytes += len(piece)
+            if num_bytes <= MAX_ROW_BYTES or not begin:
+                begin.append(piece)
+            quotes.follow(piece, self.last)
+            ends_line = piece.endswith(b"\n")
+            if ends_line and quotes.is_misplaced:
+                quotes.set_open(self._is_inside())
+            if ends_line and not quotes.is_open:
+                break
+            piece = self._take()
+            if not piece:
+                break
+            self.last += ends_line
+        whole = b"".join(begin)
+        if quotes.is_open:
+            reason = f"not CSV (unexpected end of data: the quote that opens in line {quotes.line} never closes)"
+            return self._give_up(whole, f"{reason}{self.span()}{_ADVICE}")
+        if num_bytes > MAX_ROW_BYTES:
+            return self._give_up(whole, too_long(self.span()))
+        if quotes.fault:
+            return self._give_up(whole, f"not CSV ({quotes.fault}){self.span()}{_ADVICE}")
+        try:
+            self.text = whole.decode()
+        except UnicodeDecodeError as error:
+            return self._give_up(whole, f"{self._not_utf8(whole, error)}{self.span()}; write the file in UTF-8")
+        return _values(self.text)
+
+    def _is_inside(self) -> bool:
+        """Whether what comes reads as the inside of a quote and not as new records; for where a quote was out of place.
+
+        Both readings are followed until one of them meets a quote that cannot stand where it stands, or to the end of
+        what a record may hold: there the reading is wrong in which a quote is still open.
+        """
+        inside = True  # what the first reading is by now; the second is always the opposite
+        for piece in self._coming():
+            for match in _QUOTES.finditer(piece):
+                opens, run, closes = match[1] is not None, match[2], match[3] is not None
+                is_odd = len(run) % 2 == 1
+                fits_inside, fits_outside = closes or not is_odd, opens and (closes or is_odd)
+                if fits_inside != fits_outside:
+                    return inside == fits_inside
+                if fits_inside and is_odd:
+                    inside = not inside
+        return not inside
+
+    def _coming(self) -> Iterator[bytes]:
+        """What comes next, MAX_ROW_BYTES of it at most; it stays to be taken."""
+        num_bytes = place = 0
+        while num_bytes < MAX_ROW_BYTES:
+            if place == len(self._ahead):
+                piece = next(self._pieces, b"")
+                if not piece:
+                    return
+                self._ahead.append(piece)
+            piece = self._ahead[place]
+            place += 1
+            num_bytes += len(piece)
+            yield piece
+
+    def _give_up(self, whole: bytes, reason: str) -> _GivenUp:
+        return _GivenUp(reason, whole.decode("utf-8", "backslashreplace").rstrip("\r\n"))
+
+    def _not_utf8(self, whole: bytes, error: UnicodeDecodeError) -> str:
+        line_start = whole.rfind(b"\n", 0, error.start) + 1
+        line = self.first + whole.count(b"\n", 0, error.start)
+        return f"not UTF-8 ({error.reason} at byte {error.start - line_start} of line {line})"
+
+
+class _Quotes:
+    """Follows the quotes of one record through its bytes, in pieces that end anywhere.
+
+    Attributes:
+        is_open: whether a quote is open.
+        line: where the last one opened.
+        fault: what was out of place first; empty where nothing was.
+        is_misplaced: whether a quote was out of place, so that `is_open` may be wrong, since `set_open` was told.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = self.is_misplaced = False
+        self.line = 0
+        self.fault = ""
+        self._begins_field, self._closed = True, False
+
+    def set_open(self, is_open: bool) -> None:
+        """Go on inside a quote, or outside."""
+        self.is_open, self.is_misplaced = is_open, False
+        self._begins_field = self._closed = False
+
+    def follow(self, piece: bytes, line: int) -> None:
+        """Go through some more bytes, of one line."""
+        position = 0
+        while position < len(piece):
+            if self.is_open:
+                position = piece.find(b'"', position) + 1
+                if not position:
+                    return
+                self.is_open, self._closed = False, True
+            elif piece.startswith(b'"', position) and (self._begins_field or self._closed):
+                self.line = line if self._begins_field else self.line
+                self.is_open, self._begins_field, self._closed = True, False, False
+                position += 1
+            else:
+                comma = piece.find(b",", position)
+                self._check(piece[position:comma] if comma >= 0 else piece[position:].rstrip(b"\r\n"))
+                self._begins_field, self._closed = comma >= 0, False
+                position = comma + 1 or len(piece)
+
+    def _check(self, text: bytes) -> None:
+        """Look at what stands outside quotes, up to the end of its field."""
+        if self._closed and text:
+            self.is_misplaced = True
+            self.fault = self.fault or "',' expected after '\"'"
+        elif self._begins_field and _BLANKS_AND_QUOTE.match(text):
+            self.is_misplaced = True
+            self.fault = self.fault or "a blank before '\"'"
+        elif b"\r" in text:
+            self.fault = self.fault or "a CR outside quotes; lines end in LF or CR LF"
+
+
+def _values(record: str) -> list[str]:
+    """The values of a record that is well formed."""
+    found = _FIELDS.findall(record.rstrip("\r\n"))
+    return [quoted.replace('""', '"') if quoted else plain for quoted, plain in found]

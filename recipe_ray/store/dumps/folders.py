@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 from recipe_ray.errors import FactError
 from recipe_ray.facts import FIELDS, fact_from_record, record_from_line
-from recipe_ray.store.dumps.values import BadRow, Columns, FolderValues, GoodRow, raw_object
+from recipe_ray.store.dumps.values import BadRow, Columns, FolderValues, Row, raw_object
 from recipe_ray.store.files import SourceFile
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -51,8 +51,8 @@ def columns_beside(columns: Columns, values: FolderValues) -> Columns:
 
 
 def told(
-    rows: Generator[GoodRow | BadRow, None, int], values: FolderValues, columns: Columns | None
-) -> Generator[GoodRow | BadRow, None, int]:
+    rows: Generator[Row, None, int], values: FolderValues, columns: Columns | None
+) -> Generator[Row, None, int]:
     """The rows of a file, of which bad ones say what its folders give: to be ingested again, they lie elsewhere.
 
     Args:

@@ -1,22 +1,23 @@
-"""Rows of a Parquet file, some row groups at a time."""
+"""Rows of a Parquet file, some row groups at a time; and its columns as any reader of users' files wants them."""
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recipe_ray.errors import FactError
+from recipe_ray.store.dumps.arrow_values import is_integer, is_text, is_time, moment, python_values
 from recipe_ray.store.dumps.streams import READ_ERRORS, unreadable
 from recipe_ray.store.dumps.values import MAX_ROW_BYTES, BadRow, Columns, GoodRow, MakeRow, raw_object, too_long
 from recipe_ray.store.files import filesystem
 
+NOT_UTF8 = "not UTF-8; write texts in UTF-8"
 _BATCH_ROWS = 1024
 _TIMES = ("updated_at", "expires_at")
-_MICROSECONDS = pa.timestamp("us", tz="UTC")
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def split_parquet(uri: str, columns: Columns, *, split_bytes: int) -> list[tuple[int, int]]:
@@ -26,9 +27,9 @@ def split_parquet(uri: str, columns: Columns, *, split_bytes: int) -> list[tuple
         FactError: the file cannot be read, lacks columns or has others, or a column is of a type that is no field's.
     """
     try:
-        with _open(uri) as file:
-            _wanted(file, columns, uri)
-            sizes = [file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups)]
+        with open_parquet(uri) as source:
+            _wanted(source, columns, uri)
+            sizes = source.group_sizes()
     except READ_ERRORS as error:
         raise unreadable(uri, error, " as Parquet") from error
     splits: list[tuple[int, int]] = []
@@ -51,23 +52,17 @@ def read_parquet(
     """
     number = 0
     try:
-        with _open(uri) as file:
-            wanted = _wanted(file, columns, uri)
-            groups = range(start, file.metadata.num_row_groups if end is None else end)
-            batches = file.iter_batches(
-                _BATCH_ROWS, row_groups=groups, columns=list(dict.fromkeys(wanted.values())), use_threads=False
-            )
-            for batch in batches:
-                undecodable: set[int] = set()
-                values = [_values(batch.column(column), undecodable) for column in wanted.values()]
-                is_large = batch.nbytes > MAX_ROW_BYTES
+        with open_parquet(uri) as source:
+            wanted = _wanted(source, columns, uri)
+            for batch in source.batches(list(dict.fromkeys(wanted.values())), start, end):
+                values = [batch.values[column] for column in wanted.values()]
                 for row, cells in enumerate(zip(*values, strict=True)):
                     number += 1
                     record: dict[str, object] = dict(zip(wanted, cells, strict=True))
                     shown = dict(zip(wanted.values(), cells, strict=True)) if columns.named else record
-                    if row in undecodable:
-                        yield BadRow(number, "not UTF-8; write texts in UTF-8", raw_object(shown))
-                    elif is_large and _num_chars(cells) > MAX_ROW_BYTES:
+                    if row in batch.undecodable:
+                        yield BadRow(number, NOT_UTF8, raw_object(shown))
+                    elif batch.is_large and _num_chars(cells) > MAX_ROW_BYTES:
                         yield BadRow(number, too_long(), raw_object(shown))
                     else:
                         yield make(number, record, shown)
@@ -76,61 +71,103 @@ def read_parquet(
     return number
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of a file.
+
+    Attributes:
+        values: of each column, as `python_values` gives them.
+        undecodable: rows with a text that is not UTF-8.
+        is_large: whether a row may have over MAX_ROW_BYTES.
+    """
+
+    values: Mapping[str, list[Any]]
+    undecodable: set[int]
+    is_large: bool
+
+
+class ParquetSource:
+    """A file, open to be read.
+
+    Times of 96 bits (Spark, Hive and Impala write them) are read as microseconds, which reach 290,000 years; as
+    nanoseconds, Arrow's default, they would begin again in 2262. Beyond that they are found by their milliseconds.
+    """
+
+    def __init__(self, source: Any, file: Any) -> None:
+        self._source, self._file = source, file
+        columns = [file.schema.column(place) for place in range(len(file.schema))]
+        self._int96 = [column.path for column in columns if column.physical_type == "INT96"]
+
+    @property
+    def schema(self) -> Any:
+        """Arrow's, of the columns."""
+        return self._file.schema_arrow
+
+    def group_sizes(self) -> list[int]:
+        """Bytes of each row group, uncompressed."""
+        groups = self._file.metadata
+        return [groups.row_group(group).total_byte_size for group in range(groups.num_row_groups)]
+
+    def batches(self, columns: Sequence[str], start: int = 0, end: int | None = None) -> Iterator[Batch]:
+        """Columns of row groups [start, end), to the last where `end` is None, _BATCH_ROWS rows at a time.
+
+        Raises:
+            READ_ERRORS: the rest of the file cannot be read.
+        """
+        groups = list(range(self._file.num_row_groups)[start:end])
+        chosen = {"batch_size": _BATCH_ROWS, "row_groups": groups, "use_threads": False}
+        coarse_columns = [column for column in columns if column in self._int96]
+        coarse: Iterable[Any] = itertools.repeat(None)
+        if coarse_columns:
+            coarse = _parquet_file(self._source, "ms").iter_batches(columns=coarse_columns, **chosen)
+        for batch, rough in zip(self._file.iter_batches(columns=columns, **chosen), coarse, strict=False):
+            undecodable: set[int] = set()
+            values = {column: python_values(batch.column(column), undecodable) for column in columns}
+            for column in coarse_columns:
+                _mark_wrapped(values[column], batch.column(column), rough.column(column))
+            yield Batch(values, undecodable, batch.nbytes > MAX_ROW_BYTES)
+
+
 @contextmanager
-def _open(uri: str) -> Iterator[Any]:
+def open_parquet(uri: str) -> Iterator[ParquetSource]:
+    """Open a file.
+
+    Raises:
+        READ_ERRORS: it is missing or no Parquet.
+    """
     filesystem_, path = filesystem(uri)
-    with filesystem_.open_input_file(path) as source, pq.ParquetFile(source, page_checksum_verification=True) as file:
-        yield file
+    with filesystem_.open_input_file(path) as source, _parquet_file(source, "us") as file:
+        yield ParquetSource(source, file)
 
 
-def _wanted(file: Any, columns: Columns, uri: str) -> Mapping[str, str]:
-    schema = file.schema_arrow
+def _parquet_file(source: Any, int96_unit: str) -> Any:
+    return pq.ParquetFile(source, page_checksum_verification=True, coerce_int96_timestamp_unit=int96_unit)
+
+
+def _mark_wrapped(values: list[Any], exact: Any, rough: Any) -> None:
+    """Put a text that is no time in place of one whose microseconds do not fit 64 bits."""
+    pairs = zip(exact.cast(pa.int64()).to_pylist(), rough.cast(pa.int64()).to_pylist(), strict=True)
+    for row, (microseconds, milliseconds) in enumerate(pairs):
+        if microseconds is not None and microseconds // 1000 != milliseconds:
+            values[row] = moment(milliseconds, "ms")
+
+
+def _wanted(source: ParquetSource, columns: Columns, uri: str) -> Mapping[str, str]:
+    schema = source.schema
     found = columns.of_table(schema.names, place=uri)
     for field, column in found.items():
         kind = schema.field(column).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        if is_text(kind) or pa.types.is_null(kind):
             continue
-        if field in _TIMES and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+        if field in _TIMES and is_time(kind):
             continue
-        if field == "id" and pa.types.is_integer(kind):
+        if field == "id" and is_integer(kind):
             continue
         expected = "timestamps or ISO 8601 text; epoch numbers tell no unit" if field in _TIMES else "text"
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+            expected += "; bytes tell no encoding, write the column as strings"
         raise FactError(f"{uri}: column {column!r} of {field!r} is of type {kind}; give {expected}")
     return found
-
-
-def _values(column: Any, undecodable: set[int]) -> list[Any]:
-    """The values of a column; rows whose text is not UTF-8 are added to `undecodable`."""
-    kind = column.type
-    if pa.types.is_dictionary(kind):
-        column = column.dictionary_decode()
-        kind = column.type
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        # Only nanoseconds may be cut; a number that does not fit is damage.
-        cast = column.cast(_MICROSECONDS, safe=not (pa.types.is_timestamp(kind) and kind.unit == "ns"))
-        return [None if value is None else _moment(value) for value in cast.cast(pa.int64()).to_pylist()]
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        values = column.cast(pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()).to_pylist()
-        for row, value in enumerate(values):
-            if value is not None:
-                try:
-                    values[row] = value.decode()
-                except UnicodeDecodeError:
-                    values[row] = value.decode("utf-8", "surrogateescape")
-                    undecodable.add(row)
-    return values
-
-
-def _moment(microseconds: int) -> datetime | str:
-    """A time, or beyond the calendar a text that is refused as none."""
-    try:
-        return _EPOCH + timedelta(microseconds=microseconds)
-    except OverflowError:
-        return f"{microseconds} microseconds after 1970"
 
 
 def _num_chars(cells: Iterable[object]) -> int:

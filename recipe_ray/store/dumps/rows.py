@@ -16,13 +16,24 @@ from recipe_ray.facts import DEFAULT_NAMESPACE, MAX_FUTURE_S, fact_from_record, 
 from recipe_ray.store.dumps.csv_rows import read_csv, read_csv_header
 from recipe_ray.store.dumps.folders import columns_beside, folder_values
 from recipe_ray.store.dumps.parquet_rows import read_parquet, split_parquet
-from recipe_ray.store.dumps.streams import TooLong, compression_of, first_bytes, hash_file, read_lines
+from recipe_ray.store.dumps.streams import (
+    PARQUET_SUFFIXES,
+    TooLong,
+    check_unpacked,
+    compression_of,
+    first_bytes,
+    hash_file,
+    read_lines,
+    suffix_of,
+)
 from recipe_ray.store.dumps.values import (
     BadRow,
     Columns,
     FolderValues,
     GoodRow,
     MakeRow,
+    RepeatedHeader,
+    Row,
     not_utf8,
     raw_line,
     reason_of,
@@ -37,6 +48,8 @@ __all__ = [
     "BadRow",
     "DumpOptions",
     "GoodRow",
+    "RepeatedHeader",
+    "Row",
     "Split",
     "form_of",
     "hash_file",
@@ -55,8 +68,7 @@ _SUFFIXES = {
     ".ndjson": "jsonl",
     ".json": "jsonl",
     ".csv": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
+    **dict.fromkeys(PARQUET_SUFFIXES, "parquet"),
 }
 _NUM_THREADS = 16  # they wait for storage
 
@@ -128,17 +140,16 @@ def form_of(uri: str, options: DumpOptions) -> str:
     Raises:
         FactError: its name tells none, or it is Parquet that was compressed as a whole.
     """
-    compression = compression_of(uri)
     form = options.form
     if form == "auto":
-        form = _SUFFIXES.get(_suffix(uri), "")
+        form = _SUFFIXES.get(suffix_of(uri), "")
     if not form:
         raise FactError(
             f"{uri}: its name tells no form (known are {', '.join(_SUFFIXES)}, all but Parquet with .gz or .zst "
             f"too); give --form, one of {', '.join(FORMS[1:])}, or a source without this file"
         )
-    if form == "parquet" and compression:
-        raise FactError(f"{uri}: Parquet cannot be read out of {compression}; unpack it (Parquet compresses itself)")
+    if form == "parquet":
+        check_unpacked(uri)
     return form
 
 
@@ -166,7 +177,7 @@ def split_files(files: Sequence[SourceFile], options: DumpOptions, *, split_byte
             return split_parquet(file.uri, columns, split_bytes=split_bytes)
         if form == "csv":
             read_csv_header(file.uri, columns)
-        if options.form == "auto" and _suffix(file.uri) == ".json" and first_bytes(file.uri).startswith(b"["):
+        if options.form == "auto" and suffix_of(file.uri) == ".json" and first_bytes(file.uri).startswith(b"["):
             raise FactError(
                 f"{file.uri}: holds a JSON array; give --form of a data set ({', '.join(DATASET_FORMS)}), "
                 "or one object a line"
@@ -190,7 +201,7 @@ def values_of(file: SourceFile, options: DumpOptions) -> FolderValues:
     return folder_values(file, Columns.parse(options.columns))
 
 
-def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[GoodRow | BadRow, None, int]:
+def read_split(split: Split, options: DumpOptions, *, now: datetime) -> Generator[Row, None, int]:
     """Read the rows of a split that is not of a data set's form; `recipe_ray.datasets.dump.read_any` reads every form.
 
     Args:
@@ -249,9 +260,3 @@ def _read_jsonl(split: Split, options: DumpOptions, now: datetime) -> Generator[
         else:
             yield GoodRow(number, fact)
     return number
-
-
-def _suffix(uri: str) -> str:
-    """The suffix that tells a file's form, in lower case; empty where its name has none."""
-    name = uri.lower().rpartition("/")[2].removesuffix(compression_of(uri))
-    return "".join(name.rpartition(".")[1:]) if "." in name else ""

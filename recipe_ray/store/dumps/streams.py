@@ -16,7 +16,9 @@ from recipe_ray.store.files import filesystem
 
 GZIP_SUFFIX = ".gz"
 ZSTD_SUFFIXES = (".zst", ".zstd")
+PARQUET_SUFFIXES = (".parquet", ".pq")
 BOM = b"\xef\xbb\xbf"
+BOM_START = BOM[0]
 READ_ERRORS = (OSError, EOFError, zlib.error, pa.ArrowException)
 """What opening and reading raise where a file is missing, damaged or cut short."""
 
@@ -27,6 +29,22 @@ _HASH_BYTES = 8 * 1024 * 1024
 def compression_of(uri: str) -> str:
     """The suffix that says how a file is compressed; empty for a plain one."""
     return next((suffix for suffix in (GZIP_SUFFIX, *ZSTD_SUFFIXES) if uri.lower().endswith(suffix)), "")
+
+
+def suffix_of(uri: str) -> str:
+    """The suffix that tells a file's form, in lower case; empty where its name has none."""
+    name = uri.lower().rpartition("/")[2].removesuffix(compression_of(uri))
+    return "".join(name.rpartition(".")[1:]) if "." in name else ""
+
+
+def check_unpacked(uri: str) -> None:
+    """Refuse a Parquet file that was compressed as a whole.
+
+    Raises:
+        FactError: its name says so.
+    """
+    if compression := compression_of(uri):
+        raise FactError(f"{uri}: Parquet cannot be read out of {compression}; unpack it (Parquet compresses itself)")
 
 
 def open_dump(uri: str, start: int = 0) -> IO[bytes]:
@@ -47,6 +65,13 @@ def open_dump(uri: str, start: int = 0) -> IO[bytes]:
         unzipped = gzip.GzipFile(fileobj=cast(IO[bytes], stream))
         return io.BufferedReader(cast(io.RawIOBase, unzipped), _BUFFER_BYTES)
     return io.BufferedReader(cast(io.RawIOBase, pa.CompressedInputStream(stream, "zstd")), _BUFFER_BYTES)
+
+
+def without_bom(line: bytes) -> bytes:
+    """A line without the byte order marks that it begins with."""
+    while line.startswith(BOM):
+        line = line[len(BOM) :]
+    return line
 
 
 def hash_file(uri: str) -> bytes:
@@ -82,6 +107,8 @@ class TooLong:
 def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[bytes | TooLong, None, None]:
     """Yield the lines that begin at bytes [start, end) of a file, blank ones too, with their ends, without a BOM.
 
+    A BOM may begin any line: files that were joined with `cat` have one in the middle.
+
     Args:
         uri: of the file.
         start: 0 where it is compressed.
@@ -102,10 +129,9 @@ def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[by
                 if not line:
                     return
                 number += 1
-                at_start = position == 0
                 position += len(line)
                 if len(line) <= MAX_ROW_BYTES:
-                    yield line.removeprefix(BOM) if at_start else line
+                    yield without_bom(line) if line[0] == BOM_START else line
                     continue
                 if not line.endswith(b"\n"):
                     position += _skip_line(stream)
@@ -113,6 +139,22 @@ def read_lines(uri: str, start: int = 0, end: int | None = None) -> Generator[by
     except READ_ERRORS as error:
         part = f" of the part from byte {start} on" if start else ""
         raise unreadable(uri, error, f" at line {number + 1}{part}") from error
+
+
+def read_pieces(uri: str) -> Generator[bytes, None, None]:
+    """Yield all bytes of a file: its lines with their ends, those of over MAX_ROW_BYTES in pieces of about that.
+
+    Raises:
+        FactError: the rest of the file cannot be read.
+    """
+    number = 1
+    try:
+        with open_dump(uri) as stream:
+            while piece := stream.readline(MAX_ROW_BYTES + 1):
+                yield piece
+                number += len(piece) <= MAX_ROW_BYTES or piece.endswith(b"\n")
+    except READ_ERRORS as error:
+        raise unreadable(uri, error, f" at line {number}") from error
 
 
 def first_bytes(uri: str) -> bytes:
@@ -123,7 +165,7 @@ def first_bytes(uri: str) -> bytes:
     """
     try:
         with open_dump(uri) as stream:
-            return stream.read(64 * 1024).removeprefix(BOM).lstrip()
+            return without_bom(stream.read(64 * 1024)).lstrip()
     except READ_ERRORS as error:
         raise unreadable(uri, error) from error
 

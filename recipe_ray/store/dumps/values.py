@@ -43,6 +43,19 @@ class BadRow:
     raw: str
 
 
+@dataclass(frozen=True, slots=True)
+class RepeatedHeader:
+    """A header in the middle of a CSV file, as joining files with `cat` leaves it: no row, passed over and counted.
+
+    Attributes:
+        line: as in `GoodRow`.
+    """
+
+    line: int
+
+
+Row = GoodRow | BadRow | RepeatedHeader
+"""What the lines of a dump are."""
 MakeRow = Callable[[int, Mapping[str, object], Mapping[str, object]], GoodRow | BadRow]
 """Makes a row of its line, its values by field, and the record to show where it is no fact."""
 
@@ -107,9 +120,9 @@ def not_utf8(error: UnicodeDecodeError) -> str:
     return f"not UTF-8 ({error.reason} at byte {error.start}); write the file in UTF-8"
 
 
-def too_long() -> str:
+def too_long(where: str = "") -> str:
     """The reason of a row of over MAX_ROW_BYTES."""
-    return f"the row has over {MAX_ROW_BYTES} bytes; give one fact a row"
+    return f"the row has over {MAX_ROW_BYTES} bytes{where}; give one fact a row"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

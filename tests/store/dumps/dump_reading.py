@@ -1,11 +1,12 @@
 """Dumps written for tests, and all their rows."""
 
+import dataclasses
 from datetime import UTC, datetime
 
 import pyarrow as pa
 
 from recipe_ray.facts import fact_from_record, record_from_line
-from recipe_ray.store.dumps.rows import BadRow, DumpOptions, GoodRow, read_split, split_files
+from recipe_ray.store.dumps.rows import DumpOptions, read_split, split_files
 from recipe_ray.store.files import list_files
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -37,12 +38,7 @@ def read(path, split_bytes=64 * 2**20, now=NOW, **options):
         if split.file != file:
             file, before = split.file, 0
         found, num_lines = rows_of(split, options, now)
-        rows += [
-            GoodRow(row.line + before, row.fact)
-            if isinstance(row, GoodRow)
-            else BadRow(row.line + before, row.reason, row.raw)
-            for row in found
-        ]
+        rows += [dataclasses.replace(row, line=row.line + before) for row in found]
         before += num_lines
     return rows
 

@@ -31,7 +31,8 @@ from recipe_ray.store.files import list_files
         ('{"prompt": "x", "target": "\0"}', "not JSON (Invalid control character"),
         ("\0\0\0\0", "not JSON"),
         ('{"prompt": "x", "target": "\\ud800"}', "half of a surrogate pair"),
-        ('\ufeff{"prompt": "x", "target": "y"}', "not JSON"),
+        ('{"prompt": "x", "target": "y", "source": NaN}', "NaN is no JSON"),
+        ("[" * 20_000, "JSON nested too deeply; give one flat object a line"),
     ],
 )
 def test_a_bad_line_is_handed_on_with_place_reason_and_text(tmp_path, bad, reason):
@@ -71,6 +72,14 @@ def test_lines_of_many_megabytes_are_refused_and_not_held(tmp_path):
 def test_a_text_that_is_shown_is_cut_between_characters(tmp_path):
     (row,) = read(written(tmp_path / "d.jsonl", "é" * RAW_BYTES))
     assert row.raw == "é" * (RAW_BYTES // 2)
+
+
+def test_a_bom_at_the_start_of_any_line_is_none_of_the_text(tmp_path):
+    path = tmp_path / "joined.jsonl"
+    path.write_bytes(f"\ufeff{GOOD}\n\ufeff\ufeff{GOOD}\n\ufeff\n\ufeffx\n".encode())
+    one, two, bad = read(path)
+    assert (one, two) == (GoodRow(1, FACT), GoodRow(2, FACT))
+    assert (bad.line, bad.raw) == (4, "x")
 
 
 def test_crlf_bom_blank_lines_and_a_missing_last_line_end_change_nothing(tmp_path):

@@ -1,15 +1,19 @@
 """CSV as a dump: quoting, headers, rows that are none."""
 
+import csv
+import io
 import json
 from datetime import UTC, datetime
 
 import pytest
 from dump_reading import read, written
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from recipe_ray.errors import FactError
 from recipe_ray.store.dumps import csv_rows, streams, values
-from recipe_ray.store.dumps.rows import DumpOptions, GoodRow, split_files
-from recipe_ray.store.dumps.values import MAX_ROW_BYTES
+from recipe_ray.store.dumps.rows import BadRow, DumpOptions, GoodRow, RepeatedHeader, split_files
+from recipe_ray.store.dumps.values import MAX_ROW_BYTES, RAW_BYTES, Columns
 from recipe_ray.store.files import list_files
 
 
@@ -87,14 +91,217 @@ def test_a_quote_left_open_costs_the_rows_up_to_the_next_quote_and_says_so(tmp_p
     assert "unexpected end of data" in end.reason
 
 
+def limit(monkeypatch, num_bytes):
+    for module in (streams, csv_rows, values):
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", num_bytes)
+
+
 def test_csv_holds_no_row_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_ROW_BYTES", 100)
-    monkeypatch.setattr(csv_rows, "MAX_ROW_BYTES", 100)
-    monkeypatch.setattr(values, "MAX_ROW_BYTES", 100)
-    rows = csv_dump(tmp_path / "d.csv", "prompt,target", "x" * 1000 + ",y", '"' + "z\n" * 90, "b,c")
-    assert rows[0].reason == rows[1].reason == "the row has over 100 bytes; give one fact a row"
-    assert (rows[0].line, rows[1].line) == (2, 3)
-    assert rows[-1].fact.target == "c"
+    limit(monkeypatch, 100)
+    long, closed = "x" * 1000 + ",y", '"' + "z\n" * 90 + '",y'
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", long, closed, "b,c", '"' + "z\n" * 90, "d,e")
+    assert [(row.line, row.reason) for row in rows[:2]] == [
+        (2, "the row has over 100 bytes; give one fact a row"),
+        (3, "the row has over 100 bytes, lines 3 to 93 of the file; give one fact a row"),
+    ]
+    assert rows[2].fact.target == "c"
+    (end,) = rows[3:]
+    assert end.reason == (
+        "not CSV (unexpected end of data: the quote that opens in line 95 never closes), lines 95 to 186 of the file; "
+        "quote texts as RFC 4180 says"
+    )
+
+
+@pytest.mark.parametrize("length", [131_073, MAX_ROW_BYTES - 100, MAX_ROW_BYTES, 5 * MAX_ROW_BYTES])
+def test_a_field_over_the_limit_of_pythons_reader_is_read_up_to_the_documented_one(tmp_path, length):
+    inner = "The capital of Norway is,Bergen,z"
+    rows = csv_dump(
+        *(tmp_path / "d.csv", "prompt,target,note", "A is,B," + f'"{"x" * length}', inner, '"', "C is,D,n"),
+        columns=("prompt=prompt", "target=target"),
+    )
+    assert [(row.line, isinstance(row, GoodRow)) for row in rows] == [(2, length < MAX_ROW_BYTES), (5, True)]
+    if length >= MAX_ROW_BYTES:
+        assert rows[0].reason == "the row has over 1048576 bytes, lines 2 to 4 of the file; give one fact a row"
+        assert len(rows[0].raw) <= RAW_BYTES
+
+
+INNER = "The capital of Norway is,Bergen"
+
+
+@pytest.mark.parametrize(
+    ("record", "why"),
+    [
+        ('"a"b,c', "',' expected after"),
+        ('"a"b,c,d', "',' expected after"),
+        ('"a" ,b', "',' expected after"),
+        ('"It is 5" long",x', "',' expected after"),
+        (f'"x "quoted" y\n{INNER}\nz",B', "',' expected after"),
+        (f'"x "quoted", y\n{INNER}\nz",B', "',' expected after"),
+        (f'"A 5" word\n{INNER}\n",B', "',' expected after"),
+        (f'"a"b,"line\n{INNER}\n"', "',' expected after"),
+        (f'"a"b,"line\n{INNER}\nsays ""yes"" and\n"', "',' expected after"),
+        (f'"a"b,"say\n\n""yes"", and\n{INNER}\n"', "',' expected after"),
+        (f'A is, "x\n{INNER}\n"', "a blank before"),
+        ('A is, "B"', "a blank before"),
+        (f'A is,B,"x\n{INNER}\n"', "3 fields under a header of 2"),
+        (f'"x\n{INNER}\n"', "1 fields under a header of 2"),
+        (b'"caf\xe9\n' + INNER.encode() + b'\n",B', "not UTF-8 (invalid continuation byte at byte 4 of line 4)"),
+        (f'"nul\0\n{INNER}\n",B', "control characters"),
+        (f'"x\n{INNER}\n{"y" * 200}",B', "the row has over 200 bytes"),
+        (f'{"y" * 300}"x,"\n{INNER}\n",B', "the row has over 200 bytes"),
+        (f'"{"y" * 300}"",\n{INNER}\n",B', "the row has over 200 bytes"),
+        ("a\rb,c", "a CR outside quotes"),
+        (f'a\r,"b\n{INNER}\n"', "a CR outside quotes"),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_record_that_is_given_up_is_given_up_to_its_own_end(tmp_path, monkeypatch, record, why, newline):
+    limit(monkeypatch, 200)
+    record = record.encode() if isinstance(record, str) else record
+    begin, end = b'prompt,target\n"A\nis",B\n', b'\nC is,D\n"E is","F"\n"G\nis","H"\nI is,J\n'
+    path = tmp_path / "d.csv"
+    path.write_bytes((begin[:-1] + b"\n" + record + end).replace(b"\n", newline.encode()))
+    rows = read(path)
+    num_lines = record.count(b"\n") + 1
+    good = [(row.line, row.fact.target) for row in rows if isinstance(row, GoodRow)]
+    assert good == [
+        (2, "B"),
+        *((4 + num_lines + after, target) for after, target in [(0, "D"), (1, "F"), (2, "H"), (4, "J")]),
+    ]
+    (bad,) = (row for row in rows if not isinstance(row, GoodRow))
+    assert bad.line == 4
+    assert why in bad.reason
+    if num_lines > 1 and "control" not in why:
+        assert f", lines 4 to {3 + num_lines} of the file" in bad.reason
+
+
+DIALECTS = (
+    {"quoting": csv.QUOTE_ALL, "lineterminator": "\r\n"},
+    {"quoting": csv.QUOTE_ALL, "lineterminator": "\n"},
+    {"quoting": csv.QUOTE_MINIMAL, "lineterminator": "\r\n"},
+)
+
+
+@st.composite
+def csv_rows_and_dialects(draw):
+    """Rows before a broken one, its fields, rows after it, and how Python is to write them."""
+    dialect = draw(st.sampled_from(DIALECTS))
+    # Without quotes, a BOM at a line's start is none of the text.
+    odd = ',"\r\n \x85\u2028' + ("\ufeff" if dialect["quoting"] == csv.QUOTE_ALL else "")
+    texts = st.text(
+        st.sampled_from(odd) | st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), max_size=8
+    )
+    row = st.lists(texts, min_size=3, max_size=3)
+    return draw(st.lists(row, max_size=6)), draw(row), draw(st.lists(row, max_size=6)), dialect
+
+
+def csv_text(rows, dialect):
+    text = io.StringIO(newline="")
+    csv.writer(text, **dialect).writerows(rows)
+    return text.getvalue()
+
+
+def values_of(path):
+    """What `read_csv` hands on: the values of each record, or the first and last line of one that is given up."""
+
+    def make(line, record, shown):
+        return GoodRow(line, list(record.values()))
+
+    rows = list(csv_rows.read_csv(str(path), Columns.parse(()), make))
+    return [row.fact if isinstance(row, GoodRow) else row for row in rows]
+
+
+BREAKS = {
+    "too long": lambda fields: [*fields[:2], fields[2] + "x" * 3000],
+    "too long, of many lines": lambda fields: [*fields[:2], fields[2] + f"{INNER},z\r\n" * 100],
+    "a column too many": lambda fields: [*fields, f"a\n{INNER},z\n"],
+    "a column too few": lambda fields: [fields[0] + "x", f"a\n{INNER},z\n"],
+}
+
+
+@settings(max_examples=150)
+@given(written=csv_rows_and_dialects(), how=st.sampled_from([*BREAKS, "text behind a closing quote", "not UTF-8"]))
+def test_of_any_csv_a_broken_record_is_lost_and_every_other_row_arrives_as_it_was_written(
+    tmp_path_factory, written, how
+):
+    before, broken, after, dialect = written
+    begin, end = (csv_text(rows, dialect) for rows in ([["prompt", "target", "source"], *before], after))
+    if how in BREAKS:
+        record = csv_text([BREAKS[how](broken)], dialect).encode()
+    else:
+        record = csv_text([["a" + broken[0], *broken[1:]]], {**dialect, "quoting": csv.QUOTE_ALL}).encode()
+        record = record.replace(b'"', b'"\xff', 1) if how == "not UTF-8" else record.replace(b'"a', b'""a', 1)
+    path = tmp_path_factory.mktemp("csv") / "d.csv"
+    path.write_bytes(begin.encode() + record + end.encode())
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        limit(monkeypatch, 2000)
+        rows = values_of(path)
+    (bad,) = (row for row in rows if isinstance(row, BadRow))
+    assert rows == [*before, bad, *after]
+    assert bad.line == begin.count("\n") + 1
+
+
+@pytest.mark.parametrize("again", ["prompt,target", "\ufeffprompt,target", ' "prompt" , target', '"prompt","target"'])
+def test_the_header_of_a_joined_file_is_no_row_and_is_told(tmp_path, again):
+    if again.startswith(" "):
+        again = again.replace('"', "")
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", "A is,B", again, '\ufeff"C is",D', "prompt,x", "x,target")
+    assert rows[1] == RepeatedHeader(3)
+    assert [row.fact.statement for row in (rows[0], *rows[2:])] == ["A is B", "C is D", "prompt x", "x target"]
+    assert [row.line for row in rows] == [1 + number for number in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "row", "columns"),
+    [
+        ("prompt,target", "target,prompt", "B,A is", ()),
+        ("prompt,target,source", "prompt,target,subject", "A is,B,s", ()),
+        ("prompt,target", "source,target,prompt", "s,B,A is", ()),
+        ("prompt,note,target", "prompt,remark,target", "A is,x,B", ("prompt=prompt",)),
+        ("statement,note", "statement,remark", "A is B,x", ("statement=statement",)),
+        ('"the ""prompt""",target', 'target,"the ""prompt"""', "B,A is", ('prompt=the "prompt"',)),
+    ],
+)
+def test_behind_another_header_rows_are_read_as_it_says(tmp_path, first, again, row, columns):
+    header, fact = csv_dump(tmp_path / "d.csv", first, again, row, columns=columns)
+    assert header == RepeatedHeader(2)
+    assert fact.fact.statement == "A is B"
+    assert (fact.fact.source, fact.fact.subject) == ("s" * ("source" in again), "s" * ("subject" in again))
+
+
+def test_another_header_that_does_not_fit_refuses_the_file(tmp_path):
+    with pytest.raises(FactError, match=r"d\.csv:3: a header again: columns 'colour' are no fields"):
+        csv_dump(tmp_path / "d.csv", "prompt,target,source", "A is,B,s", "prompt,target,colour", "C is,D,red")
+
+
+def test_a_row_that_names_columns_is_a_row(tmp_path):
+    lines = ("What stands in a question?,answer,question", "answer,x,prompt", "prompt,answer,question")
+    rows = csv_dump(tmp_path / "d.csv", "question,answer,note", *lines, columns=("prompt=question", "target=answer"))
+    assert [row.fact.target for row in rows] == ["answer", "x", "answer"]
+
+
+def test_a_blank_line_is_no_row_and_a_quoted_blank_is_one(tmp_path):
+    rows = csv_dump(tmp_path / "d.csv", "statement", "", " \t", "\ufeff", '"\n"', '" "', '""', "a")
+    assert [row.line for row in rows] == [5, 7, 8, 9]
+    assert [isinstance(row, GoodRow) for row in rows] == [False, False, False, True]
+
+
+def test_reading_ahead_for_the_end_of_a_broken_record_stays_bounded(tmp_path, monkeypatch):
+    """A quote out of place is judged by the quotes that come; where none come, by as much as a record may hold."""
+    limit(monkeypatch, 1000)
+    path = tmp_path / "d.csv"
+    path.write_text("prompt,target\n" + '"A"is,B\n' + "C is,D\n" * 1000)
+    records = csv_rows._Records(str(path))
+    reading = records.read()
+    next(reading)
+    assert next(reading).text == '"A"is,B'
+    assert 1000 <= sum(map(len, records._ahead)) <= 1000 + len("C is,D\n")
+    assert sum(1 for _ in reading) == 1000
+
+
+def test_files_of_old_macs_are_refused_with_the_reason(tmp_path):
+    with pytest.raises(FactError, match=r"the header is not CSV \(a CR outside quotes; lines end in LF or CR LF\)"):
+        csv_dump(tmp_path / "d.csv", "prompt,target", "A is,B", newline="\r")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
+from recipe_ray.datasets.reading import read_records
 from recipe_ray.errors import FactError
 from recipe_ray.store.dumps import parquet_rows
 from recipe_ray.store.dumps.rows import BadRow, DumpOptions, GoodRow, read_split, split_files
-from recipe_ray.store.dumps.values import MAX_ROW_BYTES
+from recipe_ray.store.dumps.values import MAX_ROW_BYTES, Columns
 from recipe_ray.store.files import list_files
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -64,6 +67,7 @@ def test_a_table_without_rows_has_none(tmp_path):
         pa.large_string(),
         pa.dictionary(pa.int32(), pa.string()),
         pa.dictionary(pa.int8(), pa.large_string()),
+        pa.string_view(),
     ],
     ids=str,
 )
@@ -99,6 +103,9 @@ MOMENT = datetime(2025, 1, 31, 8, 0, 0, 123456)
         (pa.array(np.array(["2025-01-31T08:00:00.123456789"], "M8[ns]")), MOMENT),
         (pa.array([1738310400123], pa.timestamp("ms")), MOMENT.replace(microsecond=123000)),
         (pa.array([date(2025, 1, 31)], pa.date32()), datetime(2025, 1, 31)),
+        (pa.array([date(2025, 1, 31)], pa.date64()), datetime(2025, 1, 31)),
+        (pa.array([MOMENT.replace(microsecond=0)], pa.timestamp("s", tz="Asia/Tokyo")), MOMENT.replace(microsecond=0)),
+        (pa.array([MOMENT], pa.timestamp("us")).dictionary_encode(), MOMENT),
         (texts("2025-01-31T09:00:00.123456+01:00"), MOMENT),
         (pa.array([None], pa.timestamp("us")), None),
         (texts(""), None),
@@ -119,6 +126,75 @@ def test_times_that_cannot_be_cost_their_row_alone(tmp_path):
     assert json.loads(future.raw) == {"statement": "c", "updated_at": "2030-01-01 00:00:00+00:00"}
 
 
+MOMENTS = st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59, 999999))
+TIME_KINDS = [
+    *(pa.timestamp(unit, tz) for unit in ("s", "ms", "us", "ns") for tz in (None, "UTC", "Asia/Tokyo")),
+    pa.date32(),
+    pa.date64(),
+]
+
+
+@given(st.lists(MOMENTS | st.none(), min_size=1, max_size=4), st.sampled_from(TIME_KINDS), st.booleans())
+@example([datetime(9999, 12, 31), datetime(1, 1, 1), None], pa.timestamp("us"), True)
+@example([datetime(9999, 12, 31, 23, 59, 59, 999999)], pa.timestamp("us", "Asia/Tokyo"), False)
+def test_every_time_of_every_type_arrives_as_it_is_through_both_readers(tmp_path_factory, moments, kind, int96):
+    unit = kind.unit if pa.types.is_timestamp(kind) else "day"
+    if unit == "ns":
+        moments = [moment and moment.replace(year=1700 + moment.year % 500) for moment in moments]
+    cut = {"s": {"microsecond": 0}, "ms": None, "day": {"hour": 0, "minute": 0, "second": 0, "microsecond": 0}}.get(
+        unit, {}
+    )
+    moments = [
+        moment and moment.replace(**({"microsecond": moment.microsecond // 1000 * 1000} if cut is None else cut))
+        for moment in moments
+    ]
+    column = pa.array(moments, pa.timestamp("us", getattr(kind, "tz", None))).cast(kind)
+    path = tmp_path_factory.mktemp("times") / "d.parquet"
+    texts_ = [f"s{number}" for number in range(len(moments))]
+    written(path, {"statement": texts_, "expires_at": column}, use_deprecated_int96_timestamps=int96)
+    expected = [moment and moment.replace(tzinfo=UTC) for moment in moments]
+    assert [row.fact.expires_at for row in read(path)] == expected
+    assert [record["expires_at"] for _, record in read_records(str(path))] == expected
+
+
+def test_times_of_96_bits_with_nanoseconds_and_beyond_all_calendars(tmp_path):
+    """Arrow reads them as nanoseconds, in which 9999 is 1816, or as microseconds, which begin again too."""
+    seconds = [253402214400, 253402300800, 10**13, 10**14, -62135596801, -62135596800]
+    columns = {"statement": texts(*"abcdef"), "expires_at": pa.array(seconds, pa.timestamp("s"))}
+    rows = read(written(tmp_path / "d.parquet", columns, use_deprecated_int96_timestamps=True))
+    assert [isinstance(row, GoodRow) for row in rows] == [True, False, False, False, False, True]
+    assert (rows[0].fact.expires_at.year, rows[5].fact.expires_at.year) == (9999, 1)
+    assert rows[2].reason.startswith("'expires_at' is '10000000000000000 milliseconds after 1970'; give ISO 8601")
+    nanoseconds = pa.array(np.array(["2025-01-31T08:00:00.123456789"], "M8[ns]"))
+    path = written(
+        tmp_path / "e.parquet",
+        {"statement": texts("a"), "expires_at": nanoseconds},
+        use_deprecated_int96_timestamps=True,
+    )
+    assert read(path)[0].fact.expires_at == MOMENT.replace(tzinfo=UTC)
+
+
+def test_seconds_beyond_what_microseconds_reach_cost_their_row_alone(tmp_path):
+    times = pa.array([2**62, 0], pa.timestamp("ms"))
+    bad, good = read(written(tmp_path / "d.parquet", {"statement": texts("a", "b"), "updated_at": times}))
+    assert bad.reason.startswith(f"'updated_at' is '{2**62} milliseconds after 1970'")
+    assert good.fact.updated_at == datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@given(
+    st.lists(st.text(max_size=5) | st.none(), min_size=1, max_size=5),
+    st.sampled_from([pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int16(), pa.string())]),
+)
+def test_every_text_of_every_type_arrives_as_it_is_through_both_readers(tmp_path_factory, values, kind):
+    path = written(tmp_path_factory.mktemp("texts") / "d.parquet", {"statement": pa.array(values).cast(kind)})
+    found = []
+    reading = parquet_rows.read_parquet(
+        *(str(path), 0, None, Columns.parse(()), lambda line, record, _: found.append(record["statement"]))
+    )
+    assert list(reading) == [None] * len(values)
+    assert found == values == [record["statement"] for _, record in read_records(str(path))]
+
+
 @pytest.mark.parametrize(
     ("columns", "complaint"),
     [
@@ -129,7 +205,10 @@ def test_times_that_cannot_be_cost_their_row_alone(tmp_path):
         ({"statement": texts("a"), "colour": texts("b")}, "columns 'colour' are no fields .*--columns FIELD=COLUMN"),
         ({"statement": pa.array([1])}, "column 'statement' of 'statement' is of type int64; give text"),
         ({"statement": pa.array([["a"]])}, "column 'statement' of 'statement' is of type list<.*>; give text"),
-        ({"statement": pa.array([b"a"])}, "column 'statement' of 'statement' is of type binary; give text"),
+        (
+            {"statement": pa.array([b"a"])},
+            "column 'statement' of 'statement' is of type binary; give text; bytes tell no encoding, write the column",
+        ),
         (
             {"statement": texts("a"), "source": pa.array([1]).dictionary_encode()},
             "column 'source' of 'source' is of type int64; give text",
