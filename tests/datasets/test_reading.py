@@ -89,7 +89,7 @@ def test_an_object_store_is_read_like_a_folder(s3, tmp_path):
         ("a.json.gz", b"[]", r"a\.json\.gz: cannot be read"),
         ("a.json.GZ", gzip.compress(b"[]" * 99, mtime=0)[:-9], r"a\.json\.GZ: cannot be read"),
         ("a.parquet.gz", b"", r"a\.parquet\.gz: Parquet cannot be read out of \.gz; unpack it"),
-        ("a.gz", gzip.compress(b"PAR1"), r"a\.gz: Parquet cannot be read out of \.gz; unpack it"),
+        ("a.gz", gzip.compress(b"PAR1", mtime=0), r"a\.gz: Parquet cannot be read out of \.gz; unpack it"),
         ("a.parquet", b"PAR1", r"a\.parquet: cannot be read as Parquet"),
     ],
 )

@@ -12,13 +12,13 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from recipe_ray.errors import ConfigError, EditorError, FactError
+from recipe_ray.store.dumps.streams import open_dump
 from recipe_ray.store.files import (
     absolute,
     is_empty,
     list_below,
     list_files,
     localize,
-    open_lines,
     read_text,
     write_text,
 )
@@ -46,7 +46,7 @@ ODD_KEYS = ["d/sub//deep", "d//x", "/x", "d/./x", "d/../x", "./x", "../x", "d/."
 
 
 def content(uri):
-    with open_lines(uri) as stream:
+    with open_dump(uri) as stream:
         return stream.read()
 
 

@@ -50,9 +50,7 @@ def columns_beside(columns: Columns, values: FolderValues) -> Columns:
     return dataclasses.replace(columns, in_folders=frozenset(field for field, _ in values)) if values else columns
 
 
-def told(
-    rows: Generator[Row, None, int], values: FolderValues, columns: Columns | None
-) -> Generator[Row, None, int]:
+def told(rows: Generator[Row, None, int], values: FolderValues, columns: Columns | None) -> Generator[Row, None, int]:
     """The rows of a file, of which bad ones say what its folders give: to be ingested again, they lie elsewhere.
 
     Args:
