@@ -297,6 +297,9 @@ def test_reading_ahead_for_the_end_of_a_broken_record_stays_bounded(tmp_path, mo
     assert next(reading).text == '"A"is,B'
     assert 1000 <= sum(map(len, records._ahead)) <= 1000 + len("C is,D\n")
     assert sum(1 for _ in reading) == 1000
+    path.write_text('prompt,target\n"' + "x\n" * 5000 + '",B\nC is,D\n')
+    _, given_up, row = csv_rows._Records(str(path)).read()
+    assert (len(given_up.text) <= 1000, row) == (True, ["C is", "D"])
 
 
 def test_files_of_old_macs_are_refused_with_the_reason(tmp_path):
