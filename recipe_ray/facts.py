@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from recipe_ray.errors import FactError
 from recipe_ray.strict_json import fault_of, parse
-from recipe_ray.text import canonical, collapsed, has_control, has_visible, is_plain
+from recipe_ray.text import canonical, collapsed, has_control, has_half_pair, has_visible, is_plain
 
 Op = Literal["upsert", "delete"]
 
@@ -195,10 +195,8 @@ def _text(record: Mapping[str, object], name: str, place: str) -> str:
             return value
         if has_control(value):
             raise FactError(f"{place}: '{name}' holds control characters; remove them")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise FactError(f"{place}: '{name}' holds half of a surrogate pair; give valid Unicode") from error
+        if has_half_pair(value):
+            raise FactError(f"{place}: '{name}' holds half of a surrogate pair; give valid Unicode")
         text = collapsed(value)
         if text and not has_visible(text):
             raise FactError(f"{place}: '{name}' holds no visible character; give a text, or leave it out")

@@ -10,6 +10,7 @@ import unicodedata
 # C0, DEL and C1, less those that are white space between words: tab, line ends, NEL.
 _CONTROL_CHARS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f"
 _CONTROL = re.compile(f"[{_CONTROL_CHARS}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 # Zero-width space, word joiner, byte order mark, soft hyphen, and the marks of direction. Joiners, variation selectors
 # and tag characters stay: words and flags differ by them.
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\u200e\u200f\u061c\u202a-\u202e\u2066-\u2069]")
@@ -54,6 +55,11 @@ def is_plain(text: str) -> bool:
 def has_control(text: str) -> bool:
     """Whether a text holds a control character that is no white space."""
     return _CONTROL.search(text) is not None
+
+
+def has_half_pair(text: str) -> bool:
+    """Whether a text holds half of a surrogate pair, which JSON can say and no encoding can."""
+    return _SURROGATE.search(text) is not None
 
 
 def has_visible(text: str) -> bool:

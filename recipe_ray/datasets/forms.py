@@ -16,7 +16,7 @@ from typing import Any
 
 from recipe_ray.errors import FactError
 from recipe_ray.examples import EditRecord, Question
-from recipe_ray.text import has_visible
+from recipe_ray.text import has_half_pair, has_visible
 
 RIPE_GENERALITY = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")
 RIPE_LOCALITY = ("Relation_Specificity", "Forgetfulness")
@@ -69,6 +69,7 @@ class Fields:
             )
         if not isinstance(value, str):
             raise FactError(f"{self.place}: {name!r} is {json.dumps(value, default=str)}; give a text")
+        _check_whole(value, f"{self.place}: {name!r}")
         if not has_visible(value) and default is None:
             raise EmptyTextError(f"{self.place}: {name!r} is empty; give a text")
         return value.strip()
@@ -82,6 +83,8 @@ class Fields:
         value = self.values.get(name, default)
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise FactError(f"{self.place}: {name!r} is no list of texts")
+        for item in value:
+            _check_whole(item, f"{self.place}: {name!r}")
         return value[0].strip() if value else ""
 
     def items(self, name: str) -> list["Fields"]:
@@ -96,6 +99,11 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
             raise FactError(f"{self.place}: {name!r} is no list of objects with named fields")
         return [Fields(f"{self.place}: {name!r}, item {number}", item) for number, item in enumerate(value, 1)]
+
+
+def _check_whole(text: str, place: str) -> None:
+    if has_half_pair(text):
+        raise FactError(f"{place} holds half of a surrogate pair; give valid Unicode")
 
 
 def read_edits(fields: Fields) -> EditRecord:

@@ -88,7 +88,7 @@ def test_records_that_are_not_of_the_form_are_bad_rows_shown_as_they_are(tmp_pat
     assert one.reason.startswith("'target_new' is missing; it has 'case_id', ")
     assert (three.reason, three.raw) == ("expected an object with named fields, got int", "7")
     assert four.reason == "'rephrase_prompt' is empty; give a text"
-    assert five.reason == "'prompt' holds control characters; remove them"
+    assert five.reason == "'subject' holds half of a surrogate pair; give valid Unicode"
     assert [json.loads(row.raw) for row in (one, four, five)] == [missing, empty, control]
     # What is shown and repaired is read again in the same form.
     again = tmp_path / "again.jsonl"

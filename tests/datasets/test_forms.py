@@ -127,6 +127,8 @@ def test_a_record_of_each_form(form, values, expected):
         ("counterfact", ZSRE, "'prompt' is missing; it has 'subject', 'src'"),
         ("zsre", {**ZSRE, "alt": " "}, "'alt' is empty; give a text"),
         ("zsre", {**ZSRE, "alt": "\u200b\ufeff"}, "'alt' is empty; give a text"),
+        ("zsre", {**ZSRE, "alt": "\ud800"}, "'alt' holds half of a surrogate pair; give valid Unicode"),
+        ("zsre", {**ZSRE, "answers": ["\udfff"]}, "'answers' holds half of a surrogate pair; give valid Unicode"),
         ("zsre", {}, "'src' is missing; it has no field"),
         ("ripe", {**RIPE, "Forgetfulness": "x"}, "'Forgetfulness' is no list of objects"),
         (
