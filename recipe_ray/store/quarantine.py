@@ -1,5 +1,6 @@
 """Rows of dumps that are no facts, kept where a person can read and repair them: a Delta table beside the facts."""
 
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -37,6 +38,7 @@ _PROPERTIES: Mapping[str, str] = {
 }
 _FILE_ROWS = 65536
 _FILE_BYTES = 16 * 1024 * 1024
+_CLOCK_TICK_S = 0.002  # a vacuum leaves what was deleted in its own millisecond
 _MAX_ATTEMPTS = 10
 
 
@@ -170,6 +172,7 @@ def clear_quarantine(table_uri: str, *, dump_hash: str | None) -> int:
             delta.alter.set_table_properties(missing)
         # A file holds the rows of one dump, so that files go as they are and none is written anew.
         delta.delete(None if dump_hash is None else f"dump_hash = '{_quoted(dump_hash)}'")
+        time.sleep(_CLOCK_TICK_S)
         delta.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False, full=True)
         delta.create_checkpoint()
         delta.cleanup_metadata()
