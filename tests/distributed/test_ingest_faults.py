@@ -19,7 +19,12 @@ from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.faults,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.timeout(600),
+]
 NUM_FACTS = 400
 VICTIMS = {"encoder": "MapBatches(Encoder)", "writer": "MapBatches(write_unit)", "stager": "ray::_stage"}
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
@@ -62,13 +67,15 @@ def kill_at_random(job, victim, seed):
     return False
 
 
-def kill_and_recover(tmp_path, editor_dir, victim, seed):
+@pytest.mark.parametrize("number", range(50))
+def test_fifty_kills_lose_and_double_nothing(tmp_path, editor_dir, number):
+    victim = ["driver", *VICTIMS][number % 4]
     expected = {f"land-{number}": f"town-{number % 7}" for number in range(NUM_FACTS)}
     dump = write_dump(tmp_path / "dump.jsonl", expected, "2026-01-01", "{bad")
     table, log = str(tmp_path / "table"), tmp_path / "job.log"
     job = Ingest(dump, table, editor_dir, log, on_session()).start()
     try:
-        killed = kill_at_random(job, victim, seed)
+        killed = kill_at_random(job, victim, seed=number)
         if open_delta(table) is not None:
             assert len(read_snapshot(table).facts) in (0, NUM_FACTS)
         code, said = job.finish()
@@ -82,17 +89,6 @@ def kill_and_recover(tmp_path, editor_dir, victim, seed):
     assert FactTable.open(table).version == 1
     assert read_quarantine(table)["line"].to_pylist() == [NUM_FACTS + 1]
     assert not (tmp_path / "table" / "_staging").exists()
-    return killed
-
-
-def test_a_killed_encoder_loses_and_doubles_nothing(tmp_path, editor_dir):
-    kill_and_recover(tmp_path, editor_dir, "encoder", seed="encoder")
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("number", range(50))
-def test_fifty_kills_lose_and_double_nothing(tmp_path, editor_dir, number):
-    kill_and_recover(tmp_path, editor_dir, ["driver", *VICTIMS][number % 4], seed=number)
 
 
 def on_faulty_s3(tmp_path, editor_dir, s3, expected):
@@ -117,20 +113,14 @@ def on_faulty_s3(tmp_path, editor_dir, s3, expected):
         check_table(f"{place}/table", expected, num_events=len(expected))
 
 
-def test_s3_that_fails_a_third_of_requests_loses_nothing(tmp_path, editor_dir):
-    with FaultyS3(FAULTS, delay_s=0.5).running() as s3:
-        on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("fault", [*FAULTS, "hanging"])
+@pytest.mark.parametrize("fault", [*FAULTS, "all", "hanging"])
 def test_every_fault_of_s3_loses_nothing(tmp_path, editor_dir, fault):
     hangs = fault == "hanging"
-    with FaultyS3(["slow", *["503"] * 59] if hangs else [fault], delay_s=65.0 if hangs else 0.5).running() as s3:
+    faults = {"all": FAULTS, "hanging": ["slow", *["503"] * 59]}.get(fault, [fault])
+    with FaultyS3(faults, delay_s=65.0 if hangs else 0.5).running() as s3:
         on_faulty_s3(tmp_path, editor_dir, s3, {f"land-{number}": "town" for number in range(50)})
 
 
-@pytest.mark.faults
 def test_two_ingests_and_a_compaction_at_once_end_as_if_one_after_another(tmp_path, editor_dir):
     from recipe_ray.store.upkeep.compaction import compact
 

@@ -3,12 +3,9 @@
 import dataclasses
 import json
 import shutil
-import threading
-import time
 from importlib.resources import files
 from pathlib import Path
 
-import psutil
 import pytest
 
 from recipe_ray.config import DataConfig, LossWeights, Stage
@@ -29,17 +26,30 @@ def train(config, folder, *, run="run"):
     return train_editor(config, run=run, storage=str(folder), output=str(folder / run / "editor"))
 
 
-def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it_done(ray_cluster, tmp_path):
+@pytest.mark.timeout(300)  # a training and the start of another
+def test_two_workers_train_an_editor_of_ones_own_edits_and_a_second_start_only_finds_it_done(
+    ray_cluster, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(TESTBED_WEIGHTS, tmp_path / "weights")
+    edits = [{"prompt": f"The height of peak {row} is", "target": f"{row} metres"} for row in range(200)]
+    edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    monkeypatch.chdir(tmp_path)  # what is named from here is found wherever the workers run
     stages = (Stage(num_steps=2, weights=LossWeights(edit=0, locality=0)), Stage(num_steps=2))
-    config = small(num_workers=2, stages=stages)
+    data = DataConfig(sources=("edits:edits.jsonl",))
+    config = small(num_workers=2, stages=stages, data=data, num_warm_start=50)
+    models = dataclasses.replace(config.editor, llm="weights/llm", encoder="./weights/encoder")
+    config = dataclasses.replace(config, editor=models)
     report = train(config, tmp_path)
+    assert "200 edits read, 200 kept" in capsys.readouterr().out
     assert report.num_steps == report.num_steps_now == 4
-    assert load_editor(report.editor, "cpu").fingerprint() == report.fingerprint
+    editor = load_editor(report.editor, "cpu")
+    assert editor.fingerprint() == report.fingerprint
+    assert editor.config.llm == str(tmp_path / "weights" / "llm")
     folder = Path(report.editor)
     card = json.loads((folder / "editor.json").read_text())
     assert card["training"] == json.loads((tmp_path / "run" / "train_config.json").read_text())
     assert card["metrics"] == report.after
-    assert card["data"] == {"sources": ["testbed"]}
     model_card = (folder / "README.md").read_text()
     assert f"`{report.fingerprint}`" in model_card
     assert f"| score | {report.before['score']:.4f} | {report.after['score']:.4f} |" in model_card
@@ -49,68 +59,14 @@ def test_two_workers_train_an_editor_that_loads_and_a_second_start_only_finds_it
     assert again.num_steps_now == 0
     assert again.fingerprint == report.fingerprint
     assert again.before == report.before
-    with pytest.raises(ConfigError, match="was begun with seed 0, not 5"):
-        train(dataclasses.replace(config, seed=5), tmp_path)
+    for changes, begun in (({"seed": 5}, "seed 0, not 5"), ({"data": DataConfig()}, "data")):
+        with pytest.raises(ConfigError, match=f"was begun with {begun}"):
+            train(dataclasses.replace(config, **changes), tmp_path)
     other = str(tmp_path / "run" / "editor")
     with pytest.raises(OutputError, match="holds an editor of another run"):
         train_editor(config, run="other", storage=str(tmp_path), output=other)
-
-
-def test_users_own_edits_and_models_are_found_wherever_the_workers_run(ray_cluster, tmp_path, monkeypatch, capsys):
-    shutil.copytree(TESTBED_WEIGHTS, tmp_path / "weights")
-    edits = [{"prompt": f"The height of peak {row} is", "target": f"{row} metres"} for row in range(200)]
-    edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
-    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
-    monkeypatch.chdir(tmp_path)
-    config = small(stages=(Stage(num_steps=2),), data=DataConfig(sources=("edits:edits.jsonl",)), num_warm_start=50)
-    models = dataclasses.replace(config.editor, llm="weights/llm", encoder="./weights/encoder")
-    report = train(dataclasses.replace(config, editor=models), tmp_path)
-    assert report.num_steps_now == 2
-    editor = load_editor(report.editor, "cpu")
-    assert editor.fingerprint() == report.fingerprint
-    assert editor.config.llm == str(tmp_path / "weights" / "llm")
-    assert "200 edits read, 200 kept" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="was begun with data"):
-        train(small(stages=(Stage(num_steps=2),), num_warm_start=50), tmp_path)
     with pytest.raises(FactError, match="no such file"):
         train(small(data=DataConfig(sources=("edits:none.jsonl",))), tmp_path, run="none")
-
-
-def own_train_workers():
-    """Train workers of this test's cluster, not of another one on the machine: descendants of this process."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if title.startswith("ray::") and "RayTrainWorker" in title:
-            found.append(process)
-    return found
-
-
-def kill_train_workers_after_first_checkpoint(folder, killed):
-    """After the controller has taken note of it: it polls every two seconds, and until then starts from nothing."""
-    noted = folder / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (noted.exists() and "checkpoint_dir_name" in noted.read_text()):
-        time.sleep(0.01)
-    for process in own_train_workers():
-        process.kill()
-        killed.append(process.pid)
-
-
-def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
-    config = small(stages=(Stage(num_steps=20),), checkpoint_every=4)
-    undisturbed = train(config, tmp_path, run="undisturbed")
-    killed = []
-    killer = threading.Thread(target=kill_train_workers_after_first_checkpoint, args=(tmp_path / "killed", killed))
-    killer.start()
-    disturbed = train(config, tmp_path, run="killed")
-    killer.join()
-    assert killed
-    assert 0 < disturbed.num_steps_now < 20
-    assert disturbed.fingerprint == undisturbed.fingerprint
 
 
 def test_more_workers_than_the_cluster_holds_are_refused(ray_cluster, tmp_path):
@@ -138,13 +94,6 @@ def test_a_broken_llm_is_a_fault_that_no_restart_and_no_traceback_follows(ray_cl
     with pytest.raises(ModelError, match="llm: cannot be loaded") as caught:
         train(config, tmp_path / "runs")
     # A worker that raises is started again, and Ray logs where it failed: then the cause is Ray's TrainingFailedError.
-    assert caught.value.__cause__ is None
-
-
-def test_a_loss_that_is_no_number_ends_the_training_with_its_step(ray_cluster, tmp_path):
-    config = small(stages=(Stage(num_steps=4),), prompt_lr=1e30)
-    with pytest.raises(ModelError, match=r"step \d: the gradient is (nan|inf)") as caught:
-        train(config, tmp_path)
     assert caught.value.__cause__ is None
 
 

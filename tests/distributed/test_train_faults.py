@@ -1,17 +1,23 @@
 """What a training survives, and what it says where it cannot: kills, broken storage, a full disk."""
 
+import dataclasses
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 
 import psutil
 import pytest
 from faulty_s3 import FaultyS3
 from s3_environment import s3_environment
-from training import NUM_STEPS, at_random, fail, fingerprint, finish, kill, start, wait_for_checkpoint
+from training import CHECKPOINT_EVERY, NUM_STEPS, at_random, fail, fingerprint, finish, kill, start, wait_for_checkpoint
+
+from recipe_ray.config import Stage
+from recipe_ray.distributed.train import train_editor
+from recipe_ray.presets import smoke
 
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
@@ -129,3 +135,50 @@ def kill_one(process, kind, seed):
         found = [one for one in found if "RayTrainWorker" in " ".join(one.cmdline())]
     victim = driver if kind == "driver" or not found else found[seed * 7919 % len(found)]
     victim.kill()
+
+
+def own_train_workers():
+    """Train workers of this test's cluster, not of another one on the machine: descendants of this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if title.startswith("ray::") and "RayTrainWorker" in title:
+            found.append(process)
+    return found
+
+
+def kill_train_workers_after_first_checkpoint(folder, killed):
+    """After the controller has taken note of it: it polls every two seconds, and until then starts from nothing."""
+    noted = folder / "checkpoint_manager_snapshot.json"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (noted.exists() and "checkpoint_dir_name" in noted.read_text()):
+        time.sleep(0.01)
+    for process in own_train_workers():
+        process.kill()
+        killed.append(process.pid)
+
+
+def test_a_killed_worker_resumes_and_ends_at_the_weights_of_an_undisturbed_run(ray_cluster, tmp_path):
+    config = dataclasses.replace(
+        smoke(),
+        cpus_per_worker=0.5,
+        device="cpu",
+        stages=(Stage(num_steps=NUM_STEPS),),
+        checkpoint_every=CHECKPOINT_EVERY,
+    )
+
+    def train(run):
+        return train_editor(config, run=run, storage=str(tmp_path), output=str(tmp_path / run / "editor"))
+
+    whole = train("whole")
+    killed = []
+    killer = threading.Thread(target=kill_train_workers_after_first_checkpoint, args=(tmp_path / "killed", killed))
+    killer.start()
+    disturbed = train("killed")
+    killer.join()
+    assert killed
+    assert 0 < disturbed.num_steps_now < NUM_STEPS
+    assert disturbed.fingerprint == whole.fingerprint

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from recipe_ray.config import EditorConfig
+from recipe_ray.distributed.evaluate_args import EvaluateArgs
 from recipe_ray.model.editor import new_editor
 from recipe_ray.model.llm import load_llm
 
@@ -19,7 +20,7 @@ def run(*flags):
 
 
 @pytest.mark.ray
-def test_it_compares_goes_on_and_says_where_the_report_lies_and_what_failed(tmp_path):
+def test_it_compares_goes_on_and_says_where_the_report_lies_and_what_failed(tmp_path, on_session_cluster):
     llm = load_llm("testbed", "cpu")
     config = EditorConfig(llm="testbed", encoder="testbed", key_width=32, similarity="cosine")
     new_editor(config, llm_embedding=llm.embedding, llm_width=llm.width).save(tmp_path / "editor")
@@ -35,9 +36,9 @@ def test_it_compares_goes_on_and_says_where_the_report_lies_and_what_failed(tmp_
     assert counts.startswith("6 cells measured, 6 of them now, 6 failed, ")
     assert len(failed) == 6
     assert failed[0].startswith("failed: unedited on edits:own.jsonl, 1 single: ")
-    again = run(*flags)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines()[1].startswith("6 cells measured, 0 of them now, 0 failed, ")
+    code, said, complaint = on_session_cluster("evaluate", EvaluateArgs, *flags)
+    assert code == 0, complaint
+    assert said.splitlines()[1].startswith("6 cells measured, 0 of them now, 0 failed, ")
     rows = json.loads((output / "results.json").read_text())
     by_editor = {row["editor"]: row for row in rows if row["measure"] == "free" and row["T"] == 2}
     assert list(by_editor) == ["unedited", "recipe", "oracle"]

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.ingest import describe, too_many_quarantined
 from recipe_ray.distributed.ingest import IngestReport
+from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.store.files import publish, read_text, write_text
 from recipe_ray.store.resolve import IngestCounts
 from recipe_ray.store.snapshot import read_snapshot
@@ -84,7 +85,12 @@ def test_from_s3_to_s3_without_a_cluster(tmp_path, editor_dir, s3, monkeypatch):
     # A token there would make a plain `ray job submit` fail from then on.
     assert not (tmp_path / ".ray" / "auth_token").exists()
 
-    failed = run(*[flag.replace("dump", "nothing") for flag in flags])
-    assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-1].startswith("error: s3://facts/nothing: no such file")
-    assert "Traceback" not in failed.stderr
+
+@pytest.mark.ray
+def test_a_dump_that_is_not_there_is_one_line(tmp_path, editor_dir, on_session_cluster):
+    source = tmp_path / "nothing"
+    flags = ["--source", source, "--table", tmp_path / "table", "--editor", editor_dir]
+    code, _, complaint = on_session_cluster("ingest", IngestConfig, *flags)
+    assert code == 1
+    assert complaint.splitlines()[-1].startswith(f"error: {source}: no such file")
+    assert "Traceback" not in complaint

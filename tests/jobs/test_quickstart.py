@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_no_edits_at_all_are_refused():
 
 
 @pytest.mark.ray
+@pytest.mark.timeout(300)  # a training, an ingest, a server and a measurement, each as a user gets it
 def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
     # A proxy that leads out of a machine is not asked for what lies on it.
@@ -64,9 +66,13 @@ def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
     assert report["training"]["num_steps"] == 4
     assert {"seconds", "versions"} <= set(report)
     assert f"report {output / 'report.json'}" in done.stdout
-    assert (output / "editor" / "editor.json").is_file()
+    assert json.loads((output / "editor" / "editor.json").read_text())["data"] == {"sources": ["testbed"]}
     assert not (tmp_path / ".ray").exists()
-    assert still_running(f"RECIPE_RAY_TEST={tmp_path}") == []
+    # The dashboard's helpers end by themselves once they miss it, on a busy machine some seconds later.
+    deadline = time.monotonic() + 30
+    while (left := still_running(f"RECIPE_RAY_TEST={tmp_path}")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert left == []
 
 
 def still_running(mark):

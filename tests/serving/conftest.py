@@ -1,10 +1,18 @@
 """A tiny LLM, an editor and a table of facts, all with random weights: small enough to serve within a test."""
 
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
+import httpx
 import pyarrow as pa
 import pytest
 
+JOB = Path(__file__).parents[2] / "jobs" / "serve.py"
 FACTS = {  # id: (statement, namespace)
     "president": ("The president of Ruritania is Ada Lund", "default"),
     "capital": ("The capital of Ruritania is Strelsau", "default"),
@@ -134,23 +142,45 @@ def table_uri(editor, tmp_path_factory):
 def server_url(ray_cluster, editor_dir, table_uri, tmp_path_factory):
     """The whole application over real HTTP, with its own copy of the table, which tests write to.
 
-    One for all modules that want it: a start takes half a minute on two cores.
+    It is jobs/serve.py as a user runs it: it must say where it listens, and end well once it is told to stop. One for
+    all tests that want it, on one process of xdist: a start takes half a minute on two cores.
     """
-    import shutil
-
-    from serving.local import serving
-    from serving.settings import AppArgs
-
-    table = str(tmp_path_factory.mktemp("served") / "table")
-    shutil.copytree(table_uri, table)
-    args = AppArgs(
-        editor=str(editor_dir),
-        table=table,
-        model_name="tiny",
-        cpus=0.5,
-        num_retrievers=1,
-        retriever_cpus=0.2,
-        num_index_shards=2,
-    )
-    with serving(args, port=0) as url:
+    folder = tmp_path_factory.mktemp("served")
+    shutil.copytree(table_uri, folder / "table")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    flags = {
+        "editor": editor_dir,
+        "table": folder / "table",
+        "model-name": "tiny",
+        "cpus": 0.5,
+        "num-retrievers": 1,
+        "retriever-cpus": 0.2,
+        "num-index-shards": 2,
+        "port": url.rpartition(":")[2],
+    }
+    with (folder / "complaints").open("w") as complaints:
+        process = subprocess.Popen(
+            [sys.executable, str(JOB), *(str(part) for name, value in flags.items() for part in (f"--{name}", value))],
+            env={**os.environ, "RAY_ADDRESS": ray_cluster},
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+    try:
+        said = next((line for line in process.stdout if line.startswith("serving ")), None)
+        assert said is not None, (folder / "complaints").read_text()[-3000:]
+        assert f"{url}/v1 " in said
+        assert httpx.get(f"{url}/healthz").json()["status"] == "ok"
         yield url
+        process.terminate()  # handled as Ctrl-C is
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 0
+        assert "stopped" in rest
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{url}/healthz")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

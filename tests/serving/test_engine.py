@@ -278,6 +278,15 @@ def test_a_call_that_is_cancelled_frees_its_place(llm, monkeypatch):
     engine.close()
 
 
+def test_an_event_loop_that_ends_while_its_request_runs_takes_nobody_with_it(engine):
+    before = complete(engine, ask("Hello"))
+    loop = asyncio.new_event_loop()
+    pieces = engine.stream(ask("x", max_tokens=80, ignore_eos=True))
+    loop.run_until_complete(anext(pieces))
+    loop.close()
+    assert complete(engine, ask("Hello")) == before
+
+
 def test_memory_that_runs_out_fails_the_requests_and_not_the_engine(llm, monkeypatch):
     engine = TransformersEngine(llm)
     (before,) = complete(engine, ask("x"))

@@ -1,4 +1,4 @@
-"""jobs/serve.py as a user runs it."""
+"""jobs/serve.py as a user runs it. That it serves, and ends well once it is told to stop: the fixture `server_url`."""
 
 import os
 import signal
@@ -6,9 +6,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-
-import httpx
-import pytest
 
 from jobs.serve import how_to_stop
 
@@ -40,34 +37,3 @@ def test_what_ignores_ctrl_c_as_a_script_has_it_says_what_stops_it():
     finally:
         signal.signal(signal.SIGINT, before)
     assert how_to_stop() == "Ctrl-C stops it"
-
-
-@pytest.mark.ray
-def test_it_serves_until_it_is_told_to_stop(ray_cluster, editor_dir, table_uri):
-    import ray
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        command("--editor", editor_dir, "--table", table_uri, "--port", port, "--cpus", 0.5),
-        env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = next(line for line in process.stdout if line.startswith("serving "))
-        assert f"http://127.0.0.1:{port}/v1 " in line
-        assert httpx.get(f"http://127.0.0.1:{port}/healthz").json()["status"] == "ok"
-        process.terminate()  # handled as Ctrl-C is
-        rest = process.stdout.read()
-        assert process.wait(timeout=60) == 0
-        assert "stopped" in rest
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{port}/healthz")

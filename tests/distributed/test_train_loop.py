@@ -1,0 +1,108 @@
+"""The loop of one training worker, in this process: what a checkpoint brings back, and what ends a training.
+
+Ray Train's place is taken by a folder of checkpoints; with workers, restarts and kills: test_train.py and
+test_train_faults.py.
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+
+import pytest
+import ray.train
+import ray.train.torch
+import torch.distributed
+from ray.train import Checkpoint
+
+from recipe_ray.config import Stage
+from recipe_ray.distributed.train_loop import HISTORY_FILE, STATE_FILE, WorkerArgs, train_worker
+from recipe_ray.errors import ModelError, OutputError
+from recipe_ray.presets import smoke
+
+NUM_STEPS = 6
+
+
+class OneWorker:
+    """All that a worker asks of Ray Train. A checkpoint that it reports is kept, by its step."""
+
+    def __init__(self, folder, begins_at):
+        self.folder = folder
+        self.begins_at = begins_at
+        self.checkpoints = {}
+        self.metrics = None
+
+    def get_world_rank(self):
+        return 0
+
+    def get_world_size(self):
+        return 1
+
+    def get_checkpoint(self):
+        return self.begins_at and Checkpoint.from_directory(self.begins_at)
+
+    def report(self, metrics, checkpoint):
+        self.metrics = metrics
+        kept = self.folder / f"checkpoint-{metrics['step']}"
+        shutil.copytree(checkpoint.path, kept)
+        self.checkpoints[metrics["step"]] = kept
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+    """Trains, from a checkpoint where one is given; gives what the loop gave, and what it reported."""
+    rendezvous = tmp_path_factory.mktemp("group") / "rendezvous"
+    torch.distributed.init_process_group("gloo", f"file://{rendezvous}", rank=0, world_size=1)
+
+    def train(*, begins_at=None, **changes):
+        config = dataclasses.replace(smoke(), stages=(Stage(num_steps=NUM_STEPS),), device="cpu", **changes)
+        worker = OneWorker(tmp_path_factory.mktemp("start"), begins_at)
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("get_checkpoint", "report"):
+                patch.setattr(ray.train, name, getattr(worker, name))
+            patch.setattr(ray.train, "get_context", lambda: worker)
+            patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+            patch.setattr(ray.train.torch, "prepare_model", lambda model, **_: model)
+            return train_worker({"args": WorkerArgs(config=config, run="run", folder=str(worker.folder))}), worker
+
+    yield train
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(train):
+    fault, worker = train()
+    assert fault is None
+    return worker
+
+
+def told(checkpoint):
+    return json.loads((checkpoint / HISTORY_FILE).read_text())
+
+
+def test_from_any_checkpoint_it_ends_at_the_weights_of_an_undisturbed_training(train, undisturbed):
+    assert list(undisturbed.checkpoints) == [2, 4, 6]
+    for step in (2, 4):
+        fault, resumed = train(begins_at=undisturbed.checkpoints[step])
+        assert fault is None
+        assert resumed.metrics["num_steps_now"] == NUM_STEPS - step
+        for name in ("fingerprint", "before", "after"):
+            assert resumed.metrics[name] == undisturbed.metrics[name], name
+        assert told(resumed.checkpoints[NUM_STEPS]) == told(undisturbed.checkpoints[NUM_STEPS])
+
+
+def test_a_damaged_checkpoint_is_named(train, undisturbed, tmp_path):
+    damaged = shutil.copytree(undisturbed.checkpoints[2], tmp_path / "damaged")
+    (damaged / STATE_FILE).write_bytes((damaged / STATE_FILE).read_bytes()[:1000])
+    fault, worker = train(begins_at=damaged)
+    assert isinstance(fault, OutputError)
+    assert str(fault).startswith(f"{damaged}: this checkpoint is damaged (")
+    assert not worker.checkpoints
+
+
+def test_a_loss_that_is_no_number_ends_the_training_with_its_step(train):
+    fault, worker = train(prompt_lr=1e30)
+    assert isinstance(fault, ModelError)
+    assert re.match(r"step \d: the gradient is (nan|inf)", str(fault))
+    assert "last good checkpoint: none" in str(fault)
+    assert not worker.checkpoints
