@@ -114,6 +114,15 @@ def test_a_dump_becomes_a_table_and_the_same_dump_again_changes_nothing(tmp_path
     assert read_quarantine(report.table).to_pylist() == bad
 
 
+@pytest.mark.usefixtures("in_process")
+def test_headers_of_joined_files_are_counted_and_are_no_rows(tmp_path, config):
+    part = "prompt,target\nThe capital of {} is,{}\n"
+    (tmp_path / "joined.csv").write_text("\ufeff".join([part.format("A", "B"), part.format("C", "D")]))
+    report = ingest(config(tmp_path / "joined.csv"))
+    assert (report.counts, report.num_headers) == (counts(read=2, new=2), 1)
+    assert sorted(targets(report.table).values()) == ["B", "D"]
+
+
 @pytest.fixture
 def former(tmp_path):
     """A table, its dump and its editor, of the release that told texts apart by their spelling."""

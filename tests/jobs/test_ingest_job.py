@@ -56,6 +56,18 @@ def test_the_report_says_where_what_and_how_fast():
     ]
 
 
+def test_what_an_older_release_left_and_headers_in_the_middle_are_said():
+    found = dataclasses.replace(REPORT, num_renewed=7, num_joined=2, num_headers=3)
+    renewed = (
+        "of an older release's facts 7 were encoded again in their canonical form, and 2 joined with a later one of "
+        "the same prompt"
+    )
+    assert renewed in describe(found).splitlines()
+    assert "passed over 3 headers in the middle of CSV files" in describe(found).splitlines()
+    assert describe(dataclasses.replace(found, repeated=True)).splitlines()[-1] == renewed
+    assert not any("older release" in line or "headers" in line for line in describe(REPORT).splitlines())
+
+
 def test_a_dump_that_was_ingested_before_is_said():
     said = describe(dataclasses.replace(REPORT, repeated=True)).splitlines()
     assert said[1].startswith("dump beef was ingested before, and nothing was done (2.0 s); --again ingests it")

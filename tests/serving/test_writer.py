@@ -315,6 +315,28 @@ def test_a_table_of_the_release_before_is_renewed_and_its_facts_go_on_under_thei
     assert sorted(encoded[:5]) == sorted(encoded[-5:])
 
 
+def test_a_renewal_that_fails_is_made_up_for_by_the_next_write(uri, monkeypatch, caplog):
+    renew, calls = module.renew, []
+
+    def fail_once(*given):
+        calls.append(given)
+        if len(calls) == 1:
+            raise TableError("the storage is away")
+        return renew(*given)
+
+    monkeypatch.setattr(module, "renew", fail_once)
+
+    async def scenario(writer):
+        await writer.current_version()
+        await until(lambda: calls)
+        return await writer.write([put("a")])
+
+    with caplog.at_level("WARNING", logger="ray.serve"):
+        assert run(uri, scenario).outcomes == ("new",)
+    assert len(calls) == 2
+    assert "what an older release left in the table is not renewed yet: the storage is away" in caplog.text
+
+
 def test_what_others_commit_during_a_write_is_kept(uri, monkeypatch):
     commit, others = FactTable.commit_group, iter(["one", "two"])
 
