@@ -34,6 +34,7 @@ def test_what_ignores_ctrl_c_as_a_script_has_it_says_what_stops_it():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell starts what stands before `&`
     try:
         assert how_to_stop() == f"`kill {os.getpid()}` stops it"
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        assert how_to_stop() == "Ctrl-C stops it"
     finally:
         signal.signal(signal.SIGINT, before)
-    assert how_to_stop() == "Ctrl-C stops it"
