@@ -12,7 +12,11 @@ os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from hypothesis import settings
 from s3_environment import s3_environment
+
+# No example is a failure because the machine was busy; under CI hypothesis draws the same examples each time, too.
+settings.register_profile("default", deadline=None)
 
 LONGEST = "tests/jobs/test_quickstart.py"
 # Their tests take `server_url`: one server for all, which holds most CPUs of its cluster from its start to the end.

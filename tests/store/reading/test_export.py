@@ -17,6 +17,7 @@ from recipe_ray.store.reading.standing import TEXT_COLUMNS
 from recipe_ray.store.schema import EVENT_SCHEMA
 from recipe_ray.store.snapshot import read_snapshot
 from recipe_ray.store.table import FactTable
+from recipe_ray.text import has_visible
 
 FACTS = [
     {"id": "a", "prompt": "The capital of France is", "target": "Lyon", "subject": "France", "source": "news"},
@@ -126,7 +127,7 @@ def test_what_had_expired_before_it_came_can_be_ingested_again(tmp_path, identit
     assert EPOCH < fact.expires_at <= EPOCH + timedelta(microseconds=1)
 
 
-texts = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+texts = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8).filter(has_visible)
 records = st.fixed_dictionaries(
     {"id": texts, "prompt": texts, "target": texts},
     optional={
