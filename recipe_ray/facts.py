@@ -40,6 +40,7 @@ class Fact:
         updated_at: when the fact became so, in UTC; None where the dump does not say.
         expires_at: from when on it is not so any more, in UTC; None where it stays, and in a delete.
         op: upsert, or delete (statement, prompt and target are then empty).
+        named: of a delete that gives no id, the prompt that it names its fact by; no part of what it says.
     """
 
     fact_id: str
@@ -52,6 +53,7 @@ class Fact:
     updated_at: datetime | None = None
     expires_at: datetime | None = None
     op: Op = "upsert"
+    named: str = ""
 
     def content_hash(self) -> bytes:
         """16 bytes over all that a reader of the table sees but the times of events: equal content is no change."""
@@ -124,6 +126,7 @@ def fact_from_record(
             source=source,
             updated_at=updated_at,
             op="delete",
+            named="" if fact_id else prompt,
         )
     if not statement:
         if not prompt:

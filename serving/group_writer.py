@@ -199,6 +199,8 @@ class Writer:
         await self._renew()
         while True:
             await self._wanted.wait()
+            if self._renewal is None:
+                await self._renew()
             while self._waiting:
                 if isinstance(self._waiting[0], _Activation):
                     activation = self._waiting.popleft()
@@ -226,12 +228,10 @@ class Writer:
         self._advance(renewal.version)
 
     def _renewed(self) -> Renewal:
-        if self._renewal is None:
-            self._renewal = renew(self._versions.table_uri, self._encode)
-        return self._renewal
-
-    def _stored_id(self, fact: Fact) -> str:
-        return fact.fact_id if self._renewal is None else self._renewal.under_its_id(fact).fact_id
+        renewal = self._renewal
+        if renewal is None:
+            self._renewal = renewal = renew(self._versions.table_uri, self._encode)
+        return renewal
 
     def _take_group(self) -> list[_Put]:
         """The puts that go together: those that wait, less those that nobody waits for any more."""
@@ -253,7 +253,7 @@ class Writer:
         while group:
             facts = [fact for put in group for fact in put.facts]
             try:
-                written = await asyncio.to_thread(self._write, facts)
+                written, fact_ids = await asyncio.to_thread(self._write, facts)
             except UnfitFactsError as error:
                 group = _refuse_unfit(group, error)
                 continue
@@ -262,19 +262,24 @@ class Writer:
                     _fail(put.done, error)
                 return
             self._advance(written.version)
-            outcomes = iter(written.outcomes)
+            outcomes, ids = iter(written.outcomes), iter(fact_ids)
             for put in group:
                 of_put = tuple(itertools.islice(outcomes, len(put.facts)))
-                ids = tuple(map(self._stored_id, put.facts))
-                _answer(put.done, WriteResult(snapshot=written.version, outcomes=of_put, fact_ids=ids))
+                ids_of_put = tuple(itertools.islice(ids, len(put.facts)))
+                _answer(put.done, WriteResult(snapshot=written.version, outcomes=of_put, fact_ids=ids_of_put))
             self._note_commit(written)
             return
 
-    def _write(self, facts: Sequence[Fact]) -> Written:
-        """Write a group, in a thread; again where storage failed, since the failure may have come behind the commit."""
+    def _write(self, facts: Sequence[Fact]) -> tuple[Written, list[str]]:
+        """Write a group, in a thread; again where storage failed, since the failure may have come behind the commit.
+
+        Returns:
+            What became of it, and the ids under which the table has its facts.
+        """
         now = max(datetime.now(UTC), self._not_before)  # a clock that is set back shall not let an older group win
         self._not_before = now + timedelta(microseconds=len(facts))
-        facts = [self._renewed().under_its_id(fact) for fact in facts]
+        renewal = self._renewed()
+        facts = [renewal.under_its_id(fact, dated=now) for fact in facts]
         group = GroupId(writer=self._id, number=next(self._numbers))
         attempts = Retrying(
             retry=retry_if_exception_type((TableError, OutputError)),
@@ -282,7 +287,7 @@ class Writer:
             wait=wait_fixed(_RETRY_S),
             reraise=True,
         )
-        return attempts(
+        written = attempts(
             write_facts,
             self._versions.table_uri,
             facts,
@@ -292,6 +297,7 @@ class Writer:
             now=now,
             cache=self._cache,
         )
+        return written, [fact.fact_id for fact in facts]
 
     async def _activate(self, activation: _Activation) -> None:
         if activation.done.done():
@@ -348,6 +354,9 @@ class Writer:
             if fault is not None and fault != self._fault:
                 logger.error("the table is not followed any more: %s", fault)
             is_away, self._fault = False, fault
+            if newest > self._version and self._renewal is not None and not self._renewal.is_canonical:
+                self._renewal = None  # a rollback by another may have brought back what an older release left
+                self._wanted.set()
             self._advance(newest)
 
 

@@ -267,7 +267,7 @@ class _Job:
     def staging_key(self) -> str:
         """What the staging is known by: the files in their order, and what its rows and units depend on."""
         said = (self.dump_time.isoformat(), self.identity.fingerprint, self.num_shards, SPLIT_BYTES, self.config.again)
-        former = sorted(self.renewal.former.items())
+        former = sorted(self.renewal.going_on.items())
         return _digest(repr((*said, CANONICAL, former)).encode(), *self.contents)
 
     def _staging(self) -> Staging:

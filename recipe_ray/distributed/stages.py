@@ -262,7 +262,7 @@ def _hash(file: tuple[int, SourceFile]) -> tuple[int, bytes]:
 
 
 def _stage(split: Split, *, options: DumpOptions, staging: Staging, now: datetime, renewal: Renewal) -> StagedSplit:
-    stored = renewal.under_its_id if renewal.former else None
+    stored = functools.partial(renewal.under_its_id, dated=staging.dump_time) if renewal.since_us else None
     return staging.stage(split, read_any(split, options, now=now), stored=stored)
 
 

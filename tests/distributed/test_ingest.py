@@ -126,7 +126,9 @@ def test_headers_of_joined_files_are_counted_and_are_no_rows(tmp_path, config):
 @pytest.fixture
 def former(tmp_path):
     """A table, its dump and its editor, of the release that told texts apart by their spelling."""
-    return shutil.copytree(Path(__file__).parent / "former", tmp_path / "former")
+    folder = shutil.copytree(Path(__file__).parent / "former", tmp_path / "former")
+    os.utime(folder / "dump.jsonl", (1_767_225_600, 1_767_225_600))  # as it was then: some rows tell no time
+    return folder
 
 
 @pytest.mark.usefixtures("in_process")
@@ -134,14 +136,18 @@ def test_a_table_of_the_release_before_takes_its_dump_again_without_a_change(tmp
     where = {"table": str(former / "table"), "editor": str(former / "editor")}
     before = targets(former / "table")
     repeated = ingest(config(former / "dump.jsonl", **where))
-    assert (repeated.repeated, repeated.num_renewed, repeated.num_joined) == (True, 5, 1)
+    assert (repeated.repeated, repeated.num_renewed, repeated.num_joined) == (True, 11, 5)
     after = targets(former / "table")
-    assert len(after) == len(before) - 1
+    assert len(after) == len(before) - 5
     assert after.items() <= before.items()
+    snapshot = read_snapshot(repeated.table)
+    prompts = [canonical(fact["prompt"] or fact["statement"]) for fact in snapshot.facts.to_pylist()]
+    assert len(set(prompts)) == len(prompts)
+    assert "The tower of Orléans is" in prompts  # the later spelling has expired
     again = ingest(config(former / "dump.jsonl", **where, again=True))
-    assert again.counts == counts(read=8, unchanged=7, superseded=1)
+    assert again.counts == counts(read=22, unchanged=21, superseded=1)
     assert (again.num_renewed, again.num_joined, again.num_written, again.num_encoded) == (0, 0, 0, 0)
-    snapshot = read_snapshot(again.table)
+    assert targets(former / "table") == after
     keys_FK, _ = load_editor(former / "editor", "cpu").encode_facts(snapshot.facts["statement"].to_pylist())
     np.testing.assert_allclose(snapshot.keys_FK, keys_FK, rtol=2e-3, atol=2e-3)
 
@@ -160,6 +166,18 @@ def test_facts_of_the_release_before_are_changed_and_deleted_by_their_prompts(tm
     assert report.counts == counts(read=2, changed=1, deleted=1)
     said = [canonical(fact["statement"]) for fact in read_snapshot(report.table).facts.to_pylist()]
     assert [one for one in said if "Perú" in one or "Paulo" in one] == ["The mayor of São Paulo is Tarcísio"]
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("spelling", ["NFC", "NFD"])
+def test_what_the_release_before_deleted_does_not_come_back_with_a_late_dump(tmp_path, config, former, spelling):
+    where = {"table": str(former / "table"), "editor": str(former / "editor")}
+    lake = unicodedata.normalize(spelling, "The lake of Zürich is")
+    late = write_dump(tmp_path / "late.jsonl", {"prompt": lake, "target": "x", "updated_at": "2026-01-01"})
+    assert ingest(config(late, **where)).counts == counts(read=1, superseded=1)
+    later = write_dump(tmp_path / "later.jsonl", {"prompt": lake, "target": "x", "updated_at": "2026-03-01"})
+    assert ingest(config(later, **where)).counts == counts(read=1, new=1)
+    assert ingest(config(late, **where, again=True)).counts == counts(read=1, superseded=1)
 
 
 @pytest.mark.usefixtures("in_process")

@@ -81,6 +81,7 @@ def delete_facts(
     selection: Selection,
     *,
     updated_at: datetime | None = None,
+    never_so: bool = False,
     missing_ok: bool = False,
     dry_run: bool = False,
     num_first: int = 50,
@@ -92,6 +93,7 @@ def delete_facts(
         selection: which facts.
         updated_at: as of when they are not so any more, UTC; now if not given, or as of when the fact is so where that
             lies later.
+        never_so: each is deleted as of when it is so itself, which hides nothing that was said of it later.
         missing_ok: pass over ids that are not live.
         dry_run: write nothing.
         num_first: facts that the report names.
@@ -119,7 +121,7 @@ def delete_facts(
         live_in: dict[str, list[str]] = {fact_id: [] for fact_id in selection.fact_ids}
         try:
             for ids, rows in _selected(table, selection, at=now):
-                deletes = _deletes(ids, rows, updated_at, now)
+                deletes = _deletes(ids, rows, updated_at, now, never_so=never_so)
                 first = pa.concat_tables([first, ids.files.read(rows[: num_first - len(first)], FACT_COLUMNS)])
                 num_deleted += len(rows)
                 if selection.fact_ids:
@@ -195,7 +197,9 @@ def _selected(table: FactTable, selection: Selection, *, at: datetime) -> Iterat
             yield ids, rows
 
 
-def _deletes(ids: PartitionEvents, rows: Rows, updated_at: datetime | None, now: datetime) -> pa.Table:
+def _deletes(
+    ids: PartitionEvents, rows: Rows, updated_at: datetime | None, now: datetime, *, never_so: bool = False
+) -> pa.Table:
     """Events that delete the facts in `rows`, later than what stands.
 
     Raises:
@@ -207,8 +211,11 @@ def _deletes(ids: PartitionEvents, rows: Rows, updated_at: datetime | None, now:
     now_us = microseconds(now)
     if updated_at is None:
         # An equal time is decided by that of ingestion; where a clock was ahead, by a microsecond.
-        ahead = (stands.updated_us_N >= now_us) & (stands.ingested_us_N >= now_us)
-        updated_us = np.maximum(now_us, stands.updated_us_N + ahead)
+        ahead = stands.ingested_us_N >= now_us
+        if never_so:
+            updated_us = stands.updated_us_N + ahead
+        else:
+            updated_us = np.maximum(now_us, stands.updated_us_N + (ahead & (stands.updated_us_N >= now_us)))
     else:
         updated_us = np.full(len(rows), microseconds(updated_at))
         late = (stands.updated_us_N > updated_us) | (

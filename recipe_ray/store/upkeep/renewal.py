@@ -3,13 +3,15 @@
 Such a table may hold keys made of another text than the encoder reads now, and facts of one prompt under several ids.
 The keys are made again, in the files where they lie; of such facts the last one stays. Ids stay as they are, since
 users hold them: a row without one is written under the id that its prompt's fact has, and with the spelling that this
-id was made of, by which it is known for what it is.
+id was made of, by which it is known for what it is. Where a row cannot stand any more, it goes where it has lost.
 """
 
 import logging
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -21,21 +23,22 @@ from recipe_ray.facts import Fact, default_fact_id, former_fact_id, text_hash
 from recipe_ray.store.delta import CommitConflictError, retrying
 from recipe_ray.store.order import last_events
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
-from recipe_ray.store.schema import FILE_SCHEMA, identity_hash, shard_of, vectors_to_cells
+from recipe_ray.store.schema import FILE_SCHEMA, identity_hash, microseconds, shard_of, vectors_to_cells
 from recipe_ray.store.snapshot import read_events
 from recipe_ray.store.stored import remove_files
 from recipe_ray.store.table import FactTable
 from recipe_ray.store.upkeep.deletion import Selection, delete_facts
 from recipe_ray.store.writing import Encode
-from recipe_ray.text import canonical
+from recipe_ray.text import canonical, collapsed
 
 logger = logging.getLogger(__name__)
 
 _SPELLED_COLUMNS = ["statement", "prompt"]
 _COLUMNS = ["fact_id", "op", "statement", "prompt", "content_hash", "statement_hash"]
+_MADE = "^[0-9a-f]{32}$"  # as ids are that were made of a prompt
 
-Prompt = tuple[str, str]
-"""Namespace, and the id that a prompt gives now."""
+Id = tuple[str, str]
+"""Namespace and id."""
 Spellings = dict[str, dict[bytes, str]]
 """Of ids that were made of a prompt's spelling, this spelling by the hash of what was said under the id."""
 
@@ -46,30 +49,57 @@ class Renewal:
 
     Attributes:
         version: of the table that tells it; the last one where there was nothing to do.
+        is_canonical: the table was made in this form, and no version of it needs a renewal.
         num_encoded: events whose keys and prompts were made again.
         num_joined: facts deleted because a later one of the same prompt stands.
-        former: of facts that were given no id, where it differs from what their prompts give now, id and spelling.
+        going_on: of prompts of which the table holds a spelling, by the id that they give now: under which id their
+            fact goes on, and the spelling that this id was made of.
+        since_us: of ids that were made of a spelling, and of those deleted: as of when what stands of them is so.
     """
 
     version: int
+    is_canonical: bool = False
     num_encoded: int = 0
     num_joined: int = 0
-    former: Mapping[Prompt, tuple[str, str]] = field(default_factory=dict)
+    going_on: Mapping[Id, tuple[str, str]] = field(default_factory=dict)
+    since_us: Mapping[Id, int] = field(default_factory=dict)
 
-    def under_its_id(self, fact: Fact) -> Fact:
-        """The fact under the id that its prompt's fact has in the table."""
-        stored = self.former.get((fact.namespace, fact.fact_id))
-        if stored is None:
+    def under_its_id(self, fact: Fact, *, dated: datetime) -> Fact:
+        """The fact under the id that its prompt's fact has in the table.
+
+        That is the id under which it goes on. What cannot stand any more goes where it has lost already: to the id of
+        its own spelling, so that what was said before changes nothing, and nothing deleted comes back.
+
+        Args:
+            fact: one that was given no id; others stay as they are.
+            dated: as of when it is so, where it does not say.
+        """
+        said = fact.prompt or fact.statement or fact.named
+        known = self.going_on.get((fact.namespace, fact.fact_id))
+        if (known is None and said.isascii()) or fact.fact_id != default_fact_id(fact.namespace, said):
             return fact
-        fact_id, spelling = stored
-        if fact.op == "delete":
-            return replace(fact, fact_id=fact_id)
-        if fact.prompt:
-            return replace(fact, fact_id=fact_id, prompt=spelling)
+        goes_on, spelling = known or (fact.fact_id, said)
+        at_us = microseconds(fact.updated_at or dated)
+        for own in dict.fromkeys((collapsed(said), *(unicodedata.normalize(form, said) for form in ("NFC", "NFD")))):
+            own_id = former_fact_id(fact.namespace, own)
+            if known is not None and own_id == goes_on:
+                break
+            if at_us <= self.since_us.get((fact.namespace, own_id), at_us - 1):
+                return _renamed(fact, own_id, own)
+        return fact if goes_on == fact.fact_id else _renamed(fact, goes_on, spelling)
+
+
+def _renamed(fact: Fact, fact_id: str, spelling: str) -> Fact:
+    if fact.op == "delete":
+        return replace(fact, fact_id=fact_id)
+    if not fact.prompt:
         return replace(fact, fact_id=fact_id, statement=spelling)
+    is_made = fact.statement == f"{fact.prompt} {fact.target}"
+    statement = f"{spelling} {fact.target}" if is_made else fact.statement
+    return replace(fact, fact_id=fact_id, prompt=spelling, statement=statement)
 
 
-def renew(uri: str, encode: Encode) -> Renewal:
+def renew(uri: str, encode: Encode, *, now: datetime | None = None) -> Renewal:
     """Bring a table to the canonical form of texts; one that a release of this form made is left alone.
 
     Content, times and ids of the facts that stay are the same before and after.
@@ -77,6 +107,7 @@ def renew(uri: str, encode: Encode) -> Renewal:
     Args:
         uri: of the table, where it lies.
         encode: encodes statements; is asked only where there are keys to make again.
+        now: the clock's time if not given; what has expired by then does not take the place of what is live.
 
     Raises:
         CommitConflictError: other writers never pause.
@@ -85,20 +116,22 @@ def renew(uri: str, encode: Encode) -> Renewal:
     """
     table = FactTable.open(uri, moved=False)
     if table.is_canonical:
-        return Renewal(version=table.version)
+        return Renewal(version=table.version, is_canonical=True)
+    now_us = microseconds(now or datetime.now(UTC))
     num_encoded = retrying(lambda: _encode_again(FactTable.open(uri, moved=False), encode))
-    table = FactTable.open(uri, moved=False)
-    former, others = _settle(table, _find_spelled(table))
+    settled = _settle(FactTable.open(uri, moved=False), now_us)
     num_joined = 0
-    for namespace, ids in others.items():
-        num_joined += delete_facts(
-            uri, Selection(fact_ids=tuple(ids), namespace=namespace), missing_ok=True, num_first=0
-        ).num_deleted
+    for namespace, ids in settled.others.items():
+        selection = Selection(fact_ids=tuple(ids), namespace=namespace)
+        num_joined += delete_facts(uri, selection, never_so=True, missing_ok=True, num_first=0).num_deleted
+    if num_joined:
+        settled = _settle(FactTable.open(uri, moved=False), now_us)
     return Renewal(
         version=FactTable.open(uri, moved=False).version,
         num_encoded=num_encoded,
         num_joined=num_joined,
-        former=former,
+        going_on=settled.going_on,
+        since_us=settled.since_us,
     )
 
 
@@ -187,9 +220,9 @@ def _with_cells(rows: pa.Table, name: str, places: npt.NDArray[np.int64], cells:
     return rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), column)
 
 
-def _find_spelled(table: FactTable) -> dict[Prompt, Spellings]:
+def _find_spelled(table: FactTable) -> dict[Id, Spellings]:
     """Ids that were made of the spelling of prompts, by what these give now."""
-    found: dict[Prompt, Spellings] = defaultdict(lambda: defaultdict(dict))
+    found: dict[Id, Spellings] = defaultdict(lambda: defaultdict(dict))
     for file in table.files():
         namespace = file.partition["namespace"]
         for row in _spelled_rows(table, file.path):
@@ -200,50 +233,70 @@ def _find_spelled(table: FactTable) -> dict[Prompt, Spellings]:
     return found
 
 
+def _find_deleted(table: FactTable) -> dict[Id, int]:
+    """Ids that may have been made of a prompt and were deleted, and as of when, the last time."""
+    found: dict[Id, int] = {}
+    for file in table.files():
+        namespace = file.partition["namespace"]
+        for batch in read_batches(table.uri, file.path, ["fact_id", "op", "updated_at"]):
+            is_delete: Any = pc.equal(batch.column("op"), pa.scalar("delete"))
+            is_meant = pc.and_(is_delete, pc.match_substring_regex(batch.column("fact_id"), _MADE))
+            deleted = batch.filter(is_meant)
+            times: list[Any] = deleted.column("updated_at").cast(pa.int64()).to_pylist()
+            ids: list[Any] = deleted.column("fact_id").to_pylist()
+            for fact_id, at_us in zip(ids, times, strict=True):
+                found[namespace, fact_id] = max(at_us, found.get((namespace, fact_id), at_us))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settled:
+    """See `Renewal`; `others` are, by namespace, live ids beside those under which the prompts' facts go on."""
+
+    going_on: dict[Id, tuple[str, str]]
+    since_us: dict[Id, int]
+    others: dict[str, list[str]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Standing:
     """How an id stands."""
 
     fact_id: str
+    is_delete: bool
     is_live: bool
     updated_us: int
     ingested_us: int
     content: bytes
 
 
-def _settle(
-    table: FactTable, spelled: Mapping[Prompt, Spellings]
-) -> tuple[dict[Prompt, tuple[str, str]], dict[str, list[str]]]:
-    """Under which id and spelling each prompt's fact goes on, and by namespace the other ids that are live.
-
-    It goes on under the id that is live, of several the last one, else under the one that was deleted last.
-    """
-    former: dict[Prompt, tuple[str, str]] = {}
-    others: dict[str, list[str]] = defaultdict(list)
+def _settle(table: FactTable, now_us: int) -> _Settled:
+    """Decide under which id each prompt's fact goes on: a live one, of several the last, else that deleted last."""
+    spelled = _find_spelled(table)
     wanted = [(namespace, fact_id) for (namespace, now), said in spelled.items() for fact_id in (now, *said)]
-    standing = _read_standing(table, wanted)
+    standing = _read_standing(table, wanted, now_us)
+    settled = _Settled(going_on={}, since_us=_find_deleted(table), others=defaultdict(list))
     for (namespace, now), said in spelled.items():
         states = [standing[namespace, fact_id] for fact_id in (now, *said) if (namespace, fact_id) in standing]
         # An id that says something else by now is not this prompt's any more.
         states = [
-            state
-            for state in states
-            if not state.is_live or state.fact_id == now or state.content in said[state.fact_id]
+            state for state in states if state.is_delete or state.fact_id == now or state.content in said[state.fact_id]
         ]
         if not states:
             continue
         last = max(states, key=lambda state: (state.is_live, state.updated_us, state.ingested_us, state.fact_id))
-        if last.fact_id != now:
-            spellings = said[last.fact_id]
-            former[namespace, now] = last.fact_id, spellings.get(last.content, next(iter(spellings.values())))
-        others[namespace] += [state.fact_id for state in states if state.is_live and state != last]
-    return former, {namespace: ids for namespace, ids in others.items() if ids}
+        spellings = said.get(last.fact_id, {b"": ""})
+        spelling = spellings.get(last.content, next(iter(spellings.values())))
+        settled.going_on[namespace, now] = last.fact_id, spelling
+        settled.since_us.update({(namespace, state.fact_id): state.updated_us for state in states})
+        settled.others[namespace] += [state.fact_id for state in states if state.is_live and state != last]
+    return replace(settled, others={namespace: ids for namespace, ids in settled.others.items() if ids})
 
 
-def _read_standing(table: FactTable, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], _Standing]:
+def _read_standing(table: FactTable, wanted: Sequence[Id], now_us: int) -> dict[Id, _Standing]:
     """How some ids stand, by namespace and id; those that the table does not hold are left out."""
     by_shard: dict[int, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    name_of: dict[bytes, tuple[str, str]] = {}
+    name_of: dict[bytes, Id] = {}
     for namespace, fact_id in wanted:
         by_shard[shard_of(fact_id, table.num_shards)][namespace].append(fact_id)
         name_of[identity_hash(namespace, fact_id)] = namespace, fact_id
@@ -252,11 +305,13 @@ def _read_standing(table: FactTable, wanted: Sequence[tuple[str, str]]) -> dict[
         arrays = {namespace: pa.array(of_namespace, pa.string()) for namespace, of_namespace in ids.items()}
         events = read_events(table, shard, arrays)
         last = events.take(last_events(events))
+        is_live = last.is_live(now_us)
         for row in range(len(last)):
             name = name_of[last.identity_N2[row].astype(">u8").tobytes()]
             found[name] = _Standing(
                 fact_id=name[1],
-                is_live=not last.is_delete_N[row],
+                is_delete=bool(last.is_delete_N[row]),
+                is_live=bool(is_live[row]),
                 updated_us=int(last.updated_us_N[row]),
                 ingested_us=int(last.ingested_us_N[row]),
                 content=last.content_N2[row].astype(">u8").tobytes(),
