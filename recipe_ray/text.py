@@ -6,6 +6,11 @@ identity and for what the encoder reads.
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from typing import Literal
+
+MAX_MARKS = 30
+_SHORT_CHARS = 2048
 
 # C0, DEL and C1, less those that are white space between words: tab, line ends, NEL.
 _CONTROL_CHARS = r"\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f"
@@ -38,7 +43,29 @@ def canonical(text: str) -> str:
     if not has_visible(text):
         return ""
     kept = _INVISIBLE.sub("", _CONTROL.sub(" ", text))
-    return " ".join(unicodedata.normalize("NFC", kept).split())
+    return " ".join(normalized(kept, "NFC").split())
+
+
+def normalized(text: str, form: Literal["NFC", "NFD"]) -> str:
+    """The composed or decomposed form of a text, in time that grows with its length.
+
+    Marks on one letter are sorted, which takes the square of their number: of a long text, each MAX_MARKS of them are
+    put in order by themselves, more than any language has (Unicode Standard Annex 15, section 13).
+    """
+    if len(text) <= _SHORT_CHARS:
+        return unicodedata.normalize(form, text)
+    return "".join(unicodedata.normalize(form, part) for part in _parts(text))
+
+
+def _parts(text: str) -> Iterator[str]:
+    """A text in parts in which no more than MAX_MARKS marks follow each other."""
+    start = num_marks = 0
+    for place, char in enumerate(text):
+        num_marks = num_marks + 1 if unicodedata.combining(char) else 0
+        if num_marks > MAX_MARKS:
+            yield text[start:place]
+            start, num_marks = place, 1
+    yield text[start:]
 
 
 def collapsed(text: str) -> str:

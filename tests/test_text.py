@@ -55,3 +55,10 @@ def test_a_text_of_which_nothing_is_to_be_seen_is_empty(text):
 @pytest.mark.parametrize("text", ["!", "€", "😀", "שלום", "你", "é", "e\u0301", "\u200bx"])
 def test_any_visible_character_makes_a_text(text):
     assert has_visible(text)
+
+
+def test_a_long_text_takes_time_by_its_length_and_is_normalised_as_a_short_one():
+    marks = "a" + "\u0315\u0300" * 200_000  # sorted as one run, some minutes
+    assert len(canonical(marks)) == len(marks) - 1  # the first mark that fits is composed
+    text = "Per\u00fa Pérou ペルー 페루 " * 400
+    assert canonical(unicodedata.normalize("NFD", text)) == text.strip()

@@ -7,7 +7,6 @@ id was made of, by which it is known for what it is. Where a row cannot stand an
 """
 
 import logging
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +28,7 @@ from recipe_ray.store.stored import remove_files
 from recipe_ray.store.table import FactTable
 from recipe_ray.store.upkeep.deletion import Selection, delete_facts
 from recipe_ray.store.writing import Encode
-from recipe_ray.text import canonical, collapsed
+from recipe_ray.text import canonical, collapsed, normalized
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ class Renewal:
             return fact
         goes_on, spelling = known or (fact.fact_id, said)
         at_us = microseconds(fact.updated_at or dated)
-        for own in dict.fromkeys((collapsed(said), *(unicodedata.normalize(form, said) for form in ("NFC", "NFD")))):
+        for own in dict.fromkeys((collapsed(said), normalized(said, "NFC"), normalized(said, "NFD"))):
             own_id = former_fact_id(fact.namespace, own)
             if known is not None and own_id == goes_on:
                 break
