@@ -8,8 +8,10 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from recipe_ray.errors import ConfigError
+from recipe_ray.strict_json import fault_of, parse
 
 Config = TypeVar("Config")
+_SHOWN_CHARS = 60
 
 
 def changed(config: Config, settings: Sequence[str], *, prefix: str = "") -> Config:
@@ -47,10 +49,17 @@ def changed(config: Config, settings: Sequence[str], *, prefix: str = "") -> Con
 
 
 def _value(text: str) -> Any:
+    """JSON as it is, and what is none as a text.
+
+    Raises:
+        ConfigError: it is JSON of which a part would be dropped, or too much of it.
+    """
     try:
-        return json.loads(text)
-    except ValueError:
+        return parse(text)
+    except json.JSONDecodeError:
         return text
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"set gives {text[:_SHOWN_CHARS]!r}: {fault_of(text, error)}") from error
 
 
 def _names(values: Mapping[str, Any], prefix: str = "") -> list[str]:

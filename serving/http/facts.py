@@ -44,7 +44,7 @@ from serving.http.facts_wire import (
     scored_body,
     snapshot_body,
 )
-from serving.http.generate import model_of
+from serving.http.generate import model_of, table_namespace
 from serving.http.strict import StrictRoute
 from serving.http.wire import MAX_INT64
 from serving.keys import Scope
@@ -253,7 +253,7 @@ def _namespace(request: Request, entry: ModelEntry, given: str | None) -> str:
     caller = caller_of(request)
     if given is None:
         return caller.default_namespace(entry.namespace)
-    namespace = _deletion("any", given, param="namespace").namespace
+    namespace = table_namespace(given, param="namespace")
     if not caller.sees(namespace):
         raise errors.namespace_not_found(namespace, param="namespace")
     return namespace

@@ -1,4 +1,4 @@
-"""Requests in which nothing is dropped: no field of a body and no query parameter twice, no unknown query parameter."""
+"""Requests in which nothing is dropped: no field or parameter twice, no unknown one, no body where none is read."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from recipe_ray import strict_json
-from serving.http.wire import doubled_field, unknown_field
+from serving.http.wire import doubled_field, unexpected_body, unknown_field
 
 
 class StrictRoute(APIRoute):
@@ -19,10 +19,12 @@ class StrictRoute(APIRoute):
         """FastAPI's, asked with a strict request."""
         handle = super().get_route_handler()
         # Where a route declares any, FastAPI refuses the others by itself.
-        takes_query = bool(self.dependant.query_params)
+        takes_query, takes_body = bool(self.dependant.query_params), self.body_field is not None
 
         async def strict(request: Request) -> Response:
             _check_query(request, takes_query=takes_query)
+            if not takes_body and (await request.body()).strip() not in (b"", b"{}"):
+                raise unexpected_body()
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return strict

@@ -393,6 +393,13 @@ def doubled_field(place: str, param: str) -> ApiError:
     return ApiError(400, f"{where} stands twice; give it once", param=param, code="duplicate_field")
 
 
+def unexpected_body() -> ApiError:
+    """A body of a request that has none."""
+    return ApiError(
+        400, "this request has no body; give what it needs in the path and the query", code="unexpected_body"
+    )
+
+
 def _where(place: str, param: str) -> tuple[str, str]:
     """What a message calls a field, and its name for programs."""
     param = param[:_SHOWN_NAME_CHARS]

@@ -1,13 +1,15 @@
 """What the folders of a dump say: `FIELD=value`, as Spark and Hive partition, is a field's value in every row below."""
 
 import dataclasses
+import math
 from collections.abc import Generator, Mapping
 from urllib.parse import unquote
 
 from recipe_ray.errors import FactError
-from recipe_ray.facts import FIELDS, fact_from_record, record_from_line
+from recipe_ray.facts import FIELDS, fact_from_record
 from recipe_ray.store.dumps.values import BadRow, Columns, FolderValues, Row, raw_object
 from recipe_ray.store.files import SourceFile
+from recipe_ray.strict_json import JsonError, decode_flat
 
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
@@ -73,10 +75,13 @@ def told(rows: Generator[Row, None, int], values: FolderValues, columns: Columns
 def _completed(raw: str, given: Mapping[str, str | None]) -> str:
     """A bad row with the values of its folders, where it can be parsed and lacks them."""
     try:
-        record = record_from_line(raw, place="")
-    except FactError:  # such as a field twice: nothing of it is to be lost
+        record = decode_flat(raw)
+    except JsonError:  # such as a field twice: nothing of it is to be lost
         return raw
-    return raw_object({**given, **record}) if isinstance(record, dict) else raw
+    if not isinstance(record, dict):
+        return raw
+    lacking = {name: value for name, value in given.items() if record.get(name) in (None, "")}
+    return raw_object({**record, **lacking})
 
 
 def _decoded(text: str, place: str) -> str:
@@ -90,5 +95,5 @@ def _checked(field: str, value: str, place: str) -> str:
     """A value that can be the field's; which rows it fits is seen with each of them."""
     if not value.strip():
         raise FactError(f"{place} gives {field!r} no value; name the folder by one, or {NULL} where there is none")
-    fact_from_record({"id": "x", "statement": "x", field: value}, place=place)
+    fact_from_record({"id": "x", "statement": "x", field: value}, place=place, max_future_s=math.inf)
     return value

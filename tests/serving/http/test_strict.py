@@ -106,3 +106,19 @@ def test_odd_bodies_stay_clear_answers(call, body, code):
         error = response.json()["error"]
         assert error["code"] == code
         assert len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "/v1/facts/a"), ("POST", "/v1/snapshots/0/activate"), ("GET", "/v1/models")]
+)
+def test_a_body_where_none_is_read_is_refused_and_not_dropped(method, path):
+    client = Client()
+    response = client(method, path, content=b'{"namespace": "shop"}', headers=JSON)
+    assert_refused(response, 400, code="unexpected_body", says="this request has no body")
+    assert client.backend.calls == []
+
+
+@pytest.mark.parametrize("namespace", ["sh\u0007op", "shop\u001f", "\u0085\u0001"])
+def test_a_namespace_of_control_characters_is_refused_in_a_completion_as_elsewhere(call, namespace):
+    body = {"prompt": "a", "recipe": {"namespace": namespace}}
+    assert_refused(call("POST", "/v1/completions", json=body), 400, param="recipe.namespace", code="invalid_value")

@@ -201,3 +201,28 @@ def test_any_value_comes_back_from_its_folder_or_is_refused_by_name(field, value
     else:
         record = {**json.loads(GOOD), **dict(folder_values(file, columns))}
         assert fact_from_record(record, place="folder") == expected
+
+
+def test_a_bad_row_that_says_nothing_of_its_tenant_is_shown_with_the_folders(tmp_path):
+    path = tmp_path / "namespace=shop" / "x.jsonl"
+    write(path, fact(target="", namespace=None), fact(target="", namespace=""), fact(target=""))
+    for row in rows(tmp_path):
+        assert json.loads(row.raw)["namespace"] == "shop"
+
+
+@pytest.mark.parametrize("depth", [100, 900, 980, 990, 995, 20_000])
+def test_a_deep_row_below_a_folder_is_a_bad_row(tmp_path, depth):
+    path = tmp_path / "namespace=shop" / "x.jsonl"
+    path.parent.mkdir()
+    path.write_text('{"prompt": ' + "[" * depth + "]" * depth + ', "target": "B"}\n' + json.dumps(fact()) + "\n")
+    bad, good = rows(tmp_path)
+    assert bad.reason.endswith("(by its folder 'namespace' is 'shop')")
+    assert good.fact.namespace == "shop"
+
+
+def test_a_time_in_a_folder_is_held_to_what_its_rows_are(tmp_path):
+    write(tmp_path / "updated_at=2999-01-01" / "x.jsonl", fact())
+    (bad,) = rows(tmp_path)
+    assert "'updated_at' is 2999-01-01" in bad.reason
+    (taken,) = facts(tmp_path, max_future_s=1e11)
+    assert taken.updated_at == datetime(2999, 1, 1, tzinfo=UTC)
