@@ -136,6 +136,8 @@ class _Records:
         self._ahead: deque[bytes] = deque()
         self._given: list[str] = []
         self._num_bytes = 0
+        self._seen: list[bool] = []  # which lines from `_seen_from` on end inside a quote, where looking ahead told
+        self._seen_from = 0
         self.first = self.last = 0
         self.text = ""
 
@@ -227,36 +229,49 @@ class _Records:
         return _values(self.text)
 
     def _is_inside(self) -> bool:
-        """Whether what comes reads as the inside of a quote and not as new records; for where a quote was out of place.
+        """Whether what follows the present line reads as the inside of a quote and not as new records."""
+        if self.last - self._seen_from >= len(self._seen):
+            self._seen_from, self._seen = self.last, self._look_ahead()
+        return self._seen[self.last - self._seen_from]
+
+    def _look_ahead(self) -> list[bool]:
+        """Whether the present line ends inside a quote, and those behind it; for where a quote was out of place.
 
         Both readings are followed until one of them meets a quote that cannot stand where it stands, or to the end of
-        what a record may hold: there the reading is wrong in which a quote is still open.
+        what a record may hold: there the reading is wrong in which a quote is still open. An even number of quotes says
+        nothing: inside they are doubled ones, outside a field as it stands may hold them, or another row is broken.
+
+        One decision holds for all that was seen, so that of many quotes out of place not each looks ahead: for half of
+        what a record may hold, and the lines behind that are judged by as much again.
         """
-        inside = True  # what the first reading is by now; the second is always the opposite
+        inside, num_bytes = True, 0  # what the first reading is by now; the second is always the opposite
+        line_ends = [inside]
         for piece in self._coming():
             for match in _QUOTES.finditer(piece):
                 opens, run, closes = match[1] is not None, match[2], match[3] is not None
-                is_odd = len(run) % 2 == 1
-                fits_inside, fits_outside = closes or not is_odd, opens and (closes or is_odd)
-                if fits_inside != fits_outside:
-                    return inside == fits_inside
-                if fits_inside and is_odd:
+                if len(run) % 2 == 0:
+                    continue
+                if opens != closes:
+                    return [end == (inside == closes) for end in line_ends]
+                if opens:
                     inside = not inside
-        return not inside
+            num_bytes += len(piece)
+            if piece.endswith(b"\n") and num_bytes <= MAX_ROW_BYTES // 2:
+                line_ends.append(inside)
+        return [end != inside for end in line_ends]
 
     def _coming(self) -> Iterator[bytes]:
         """What comes next, MAX_ROW_BYTES of it at most; it stays to be taken."""
-        num_bytes = place = 0
-        while num_bytes < MAX_ROW_BYTES:
-            if place == len(self._ahead):
-                piece = next(self._pieces, b"")
-                if not piece:
-                    return
-                self._ahead.append(piece)
-            piece = self._ahead[place]
-            place += 1
-            num_bytes += len(piece)
+        num_bytes = 0
+        for piece in self._ahead:
             yield piece
+            num_bytes += len(piece)
+            if num_bytes >= MAX_ROW_BYTES:
+                return
+        while num_bytes < MAX_ROW_BYTES and (piece := next(self._pieces, b"")):
+            self._ahead.append(piece)
+            yield piece
+            num_bytes += len(piece)
 
     def _give_up(self, whole: bytes, reason: str) -> _GivenUp:
         return _GivenUp(reason, whole.decode("utf-8", "backslashreplace").rstrip("\r\n"))

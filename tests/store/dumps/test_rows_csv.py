@@ -302,6 +302,48 @@ def test_reading_ahead_for_the_end_of_a_broken_record_stays_bounded(tmp_path, mo
     assert (len(given_up.text) <= 1000, row) == (True, ["C is", "D"])
 
 
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        (['""Hello"" is,x', '""World"" is,y'], [2, 3]),
+        (['"a" b,c', 'The 5"" pipe is,x'], [2]),
+        (['"a" b,c', '"The 5"" pipe",x'], [2]),
+        (['a,""b"" c', 'a,""b"" c'], [2, 3]),
+        (['"",""x', '"",""x'], [2, 3]),
+        (['""Hello"" is,x', "plain,row", '""World', 'of"" is,y', '"q",""z'], [2, 4, 6]),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [0, 2, 100])
+def test_doubled_quotes_out_of_place_cost_their_own_lines_alone(tmp_path, monkeypatch, lines, bad, num_rows):
+    limit(monkeypatch, 500)
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", *lines, *["good,row"] * num_rows)
+    assert [row.line for row in rows] == list(range(2, 2 + len(lines) + num_rows))
+    assert [row.line for row in rows if isinstance(row, BadRow)] == bad
+
+
+@pytest.mark.parametrize(
+    ("begin", "line", "end", "num_good"),
+    [
+        ('"A text', 'he said "yes" to me', '",B', 1),
+        ('"A text "x', 'a 5" pipe, as it is', "a,b", 602),
+        ("a,b", '""Hello"" is,x', "a,b", 3),
+        ("a,b", '"",""x', '"a",b', 3),
+        ("a,b", '"a" b,c', "a,b", 3),
+        ("a,b", '""a\nfoo",x', "a,b", 3),
+    ],
+)
+def test_many_quotes_out_of_place_do_not_each_look_ahead(tmp_path, monkeypatch, begin, line, end, num_good):
+    seen = []
+    coming = csv_rows._Records._coming
+    monkeypatch.setattr(csv_rows._Records, "_coming", lambda self: (seen.append(p) or p for p in coming(self)))
+    text = "\n".join([begin, *[line] * 600, end, "c,d"])
+    limit(monkeypatch, len(text))
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", text)
+    assert sum(isinstance(row, GoodRow) for row in rows) == num_good
+    assert rows[-1].fact.target == "d"
+    assert 0 < sum(map(len, seen)) <= 3 * len(text)
+
+
 def test_files_of_old_macs_are_refused_with_the_reason(tmp_path):
     with pytest.raises(FactError, match=r"the header is not CSV \(a CR outside quotes; lines end in LF or CR LF\)"):
         csv_dump(tmp_path / "d.csv", "prompt,target", "A is,B", newline="\r")
