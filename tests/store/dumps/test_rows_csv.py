@@ -269,9 +269,59 @@ def test_behind_another_header_rows_are_read_as_it_says(tmp_path, first, again, 
     assert (fact.fact.source, fact.fact.subject) == ("s" * ("source" in again), "s" * ("subject" in again))
 
 
-def test_another_header_that_does_not_fit_refuses_the_file(tmp_path):
-    with pytest.raises(FactError, match=r"d\.csv:3: a header again: columns 'colour' are no fields"):
-        csv_dump(tmp_path / "d.csv", "prompt,target,source", "A is,B,s", "prompt,target,colour", "C is,D,red")
+QUESTIONS = ("prompt=question", "target=answer")
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "row", "columns"),
+    [
+        ("prompt,target", "op,id", "delete,e1", ()),
+        ("op,id", "op,prompt", "delete,A is", ()),
+        ("prompt,target", "statement,source", "A is B,s", ()),
+        ("id,prompt,target", "statement", "A is B", ()),
+        ("question,answer,note", "question,answer,note", "A is,B,x", QUESTIONS),
+        ("note,question,answer", "remark,question,answer", "x,A is,B", QUESTIONS),
+        ("question,answer,ID", "ID,source,question,answer", "x,s,A is,B", QUESTIONS),
+    ],
+)
+def test_any_names_that_make_facts_are_a_header(tmp_path, first, again, row, columns):
+    header, fact = csv_dump(tmp_path / "d.csv", first, again, row, columns=columns)
+    assert (header, type(fact)) == (RepeatedHeader(2), GoodRow)
+    assert fact.fact.op == ("delete" if "op" in again else "upsert")
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "columns", "complaint"),
+    [
+        ("prompt,target", "Prompt,Target", (), r"in other letters \('Prompt', 'Target'\); write it as the first one"),
+        ("prompt,target", "prompt,TARGET", (), r"in other letters \('TARGET'\)"),
+        ("prompt,target", "STATEMENT,source", (), r"in other letters \('STATEMENT'\)"),
+        ("prompt,target", '"\ufeffprompt",target', (), "in other letters"),
+        ("prompt,target", " Target ,Prompt", (), "in other letters"),
+        ("question,answer", "Question,Answer", QUESTIONS, r"in other letters \('Question', 'Answer'\)"),
+        ("question,answer", "question,answer,Source", QUESTIONS, r"in other letters \('Source'\)"),
+        ("question,answer", "prompt,target", QUESTIONS, "no column 'question' for 'prompt'"),
+        ("question,answer", "Prompt,Target", QUESTIONS, "no column 'question' for 'prompt'"),
+    ],
+)
+def test_a_header_again_that_cannot_be_followed_refuses_the_file(tmp_path, first, again, columns, complaint):
+    with pytest.raises(FactError, match=rf"d\.csv:3: .*a header again:? {complaint}"):
+        csv_dump(tmp_path / "d.csv", first, "A is,B", again, "C is,D", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("first", "row"),
+    [
+        ("prompt,target,source", "prompt,target,glossary"),
+        ("prompt,target,source", "prompt,target,prompt"),
+        ("prompt,target,source", "id,source,prompt"),
+        ("prompt,target", "Statement,A sentence"),
+        ("prompt,target", "id,source"),
+    ],
+)
+def test_a_row_of_which_not_all_is_a_header_is_a_row(tmp_path, first, row):
+    (only,) = csv_dump(tmp_path / "d.csv", first, row)
+    assert (only.line, only.fact.statement) == (2, " ".join(row.split(",")[:2]))
 
 
 def test_a_row_that_names_columns_is_a_row(tmp_path):
