@@ -9,8 +9,10 @@ any number of bytes.
 
 import csv
 import re
+import string
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from recipe_ray.errors import FactError
@@ -28,6 +30,7 @@ from recipe_ray.store.dumps.values import (
 )
 
 _MORE = "fields beyond the header"
+_AROUND_NAMES = f"{string.whitespace}\ufeff"
 _ADVICE = "; quote texts as RFC 4180 says"
 _FIELDS = re.compile(r'(?:\A|,)(?:"([^"]*+(?:""[^"]*+)*+)"|([^,]*))')
 _BLANKS_AND_QUOTE = re.compile(rb'[ \t]+"')
@@ -64,8 +67,8 @@ def read_csv(uri: str, columns: Columns, make: MakeRow) -> Generator[Row, None, 
             yield BadRow(records.first, values.reason, raw_object({"csv": values.text}))
         elif header is None:
             header = _Header(values, columns, place=uri)
-        elif header.sign in records.text and header.is_again(values):
-            header = _Header(values, columns, place=f"{uri}:{records.first}: a header again")
+        elif (len(values) != header.width or _folded(values[header.place]) in header.names) and header.is_again(values):
+            header = header.again(values, place=f"{uri}:{records.first}")
             yield RepeatedHeader(records.first)
         elif len(values) != header.width:
             reason = f"{len(values)} fields under a header of {header.width}{records.span()}"
@@ -83,19 +86,20 @@ class _Header:
     Attributes:
         width: how many columns there are.
         wanted: field, column and place in a record of what is read.
-        sign: a text that stands in every header like it.
+        place: of the first column that is read.
+        names: what may stand there in a header, folded.
     """
 
     def __init__(self, values: Sequence[str], columns: Columns, *, place: str) -> None:
         self._names = [name.strip() for name in values]
+        self._columns = columns
         found = columns.of_table(self._names, place=place)
         self.width = len(values)
         self.wanted = [(field, column, self._names.index(column)) for field, column in found.items()]
-        self._needed = {found[field] for field in ("prompt", "target") if field in found}
-        if len(self._needed) < 2:
-            self._needed = set(found.values())
-        self._known = set(self._names) if columns.named else set(FIELDS)
-        self.sign = max(max(self._needed, key=len).split('"'), key=len)  # in the file its quotes are doubled
+        self.place = self.wanted[0][2]
+        self._field_of = {_folded(column): field for field, column in columns.of_field.items()}
+        self._own = self._field_of.keys() | map(_folded, self._names)
+        self.names = self._own | set(FIELDS)
 
     def shown(self, values: Sequence[str]) -> Mapping[str, object]:
         """A record of another width by the columns' names."""
@@ -103,10 +107,46 @@ class _Header:
         return {**dict(zip(self._names, values, strict=False)), **more}
 
     def is_again(self, values: Sequence[str]) -> bool:
-        """Whether a record is a header too: of the same columns, or names where the prompt and the target stand."""
-        said = [value.strip() for value in values]
-        own = {name for name, value in zip(self._names, said, strict=False) if name == value}
-        return self._needed <= own or self._needed <= set(said) <= self._known
+        """Whether a record is a header too: names alone, each once, among them what a fact needs.
+
+        They are columns of this header or wanted ones, or else they all are fields (where columns were named). Columns
+        that are not read may have other names, where all others stand as they do here.
+        """
+        if len(values) == self.width and all(values[place].strip() == column for _, column, place in self.wanted):
+            return True
+        said = {_folded(value) for value in values}
+        if len(said) < len(values):
+            return False
+        if said <= self._own:
+            return self._make_facts({field for name, field in self._field_of.items() if name in said})
+        return said <= set(FIELDS) and self._make_facts(said)
+
+    def again(self, values: Sequence[str], *, place: str) -> "_Header":
+        """The header that a record is.
+
+        Raises:
+            FactError: it does not fit.
+        """
+        exact = {*self._names, *self._columns.of_field.values()}
+        other = [value for value in values if value.strip() not in exact and _folded(value) in self._field_of]
+        if other:
+            raise FactError(
+                f"{place}: looks like a header again in other letters ({', '.join(map(repr, other))}); write it as the "
+                "first one, or remove it"
+            )
+        return _Header(values, self._columns, place=f"{place}: a header again")
+
+    def _make_facts(self, fields: AbstractSet[str]) -> bool:
+        try:
+            Columns.parse(()).of_table([*(fields | self._columns.in_folders)], place="")
+        except FactError:
+            return False
+        return True
+
+
+def _folded(name: str) -> str:
+    """A column's name without blanks, a BOM and its case."""
+    return name.strip(_AROUND_NAMES).casefold()
 
 
 class _TooLongError(Exception):
@@ -128,7 +168,6 @@ class _Records:
 
     Attributes:
         first, last: the physical lines of the present record, counted from 1.
-        text: the record as it stands in the file, where it has values.
     """
 
     def __init__(self, uri: str) -> None:
@@ -136,8 +175,9 @@ class _Records:
         self._ahead: deque[bytes] = deque()
         self._given: list[str] = []
         self._num_bytes = 0
+        self._seen: list[bool] = []  # which lines from `_seen_from` on end inside a quote, where looking ahead told
+        self._seen_from = 0
         self.first = self.last = 0
-        self.text = ""
 
     def read(self) -> Iterator[list[str] | _GivenUp]:
         """The records."""
@@ -153,7 +193,7 @@ class _Records:
                 yield self._again()
                 continue
             self.last += len(given)
-            self.text = text = given[0] if len(given) == 1 else "".join(given)
+            text = given[0] if len(given) == 1 else "".join(given)
             if '"' in text and (' "' in text or "\t" in text) and (_AFTER_COMMA.search(text) or _AT_START.match(text)):
                 yield self._again()
             elif len(values) > 1 or (values and not text.isspace()):
@@ -221,42 +261,55 @@ class _Records:
         if quotes.fault:
             return self._give_up(whole, f"not CSV ({quotes.fault}){self.span()}{_ADVICE}")
         try:
-            self.text = whole.decode()
+            text = whole.decode()
         except UnicodeDecodeError as error:
             return self._give_up(whole, f"{self._not_utf8(whole, error)}{self.span()}; write the file in UTF-8")
-        return _values(self.text)
+        return _values(text)
 
     def _is_inside(self) -> bool:
-        """Whether what comes reads as the inside of a quote and not as new records; for where a quote was out of place.
+        """Whether what follows the present line reads as the inside of a quote and not as new records."""
+        if self.last - self._seen_from >= len(self._seen):
+            self._seen_from, self._seen = self.last, self._look_ahead()
+        return self._seen[self.last - self._seen_from]
+
+    def _look_ahead(self) -> list[bool]:
+        """Whether the present line ends inside a quote, and those behind it; for where a quote was out of place.
 
         Both readings are followed until one of them meets a quote that cannot stand where it stands, or to the end of
-        what a record may hold: there the reading is wrong in which a quote is still open.
+        what a record may hold: there the reading is wrong in which a quote is still open. An even number of quotes says
+        nothing: inside they are doubled ones, outside a field as it stands may hold them, or another row is broken.
+
+        One decision holds for all that was seen, so that of many quotes out of place not each looks ahead: for half of
+        what a record may hold, and the lines behind that are judged by as much again.
         """
-        inside = True  # what the first reading is by now; the second is always the opposite
+        inside, num_bytes = True, 0  # what the first reading is by now; the second is always the opposite
+        line_ends = [inside]
         for piece in self._coming():
             for match in _QUOTES.finditer(piece):
                 opens, run, closes = match[1] is not None, match[2], match[3] is not None
-                is_odd = len(run) % 2 == 1
-                fits_inside, fits_outside = closes or not is_odd, opens and (closes or is_odd)
-                if fits_inside != fits_outside:
-                    return inside == fits_inside
-                if fits_inside and is_odd:
+                if len(run) % 2 == 0:
+                    continue
+                if opens != closes:
+                    return [end == (inside == closes) for end in line_ends]
+                if opens:
                     inside = not inside
-        return not inside
+            num_bytes += len(piece)
+            if piece.endswith(b"\n") and num_bytes <= MAX_ROW_BYTES // 2:
+                line_ends.append(inside)
+        return [end != inside for end in line_ends]
 
     def _coming(self) -> Iterator[bytes]:
         """What comes next, MAX_ROW_BYTES of it at most; it stays to be taken."""
-        num_bytes = place = 0
-        while num_bytes < MAX_ROW_BYTES:
-            if place == len(self._ahead):
-                piece = next(self._pieces, b"")
-                if not piece:
-                    return
-                self._ahead.append(piece)
-            piece = self._ahead[place]
-            place += 1
-            num_bytes += len(piece)
+        num_bytes = 0
+        for piece in self._ahead:
             yield piece
+            num_bytes += len(piece)
+            if num_bytes >= MAX_ROW_BYTES:
+                return
+        while num_bytes < MAX_ROW_BYTES and (piece := next(self._pieces, b"")):
+            self._ahead.append(piece)
+            yield piece
+            num_bytes += len(piece)
 
     def _give_up(self, whole: bytes, reason: str) -> _GivenUp:
         return _GivenUp(reason, whole.decode("utf-8", "backslashreplace").rstrip("\r\n"))

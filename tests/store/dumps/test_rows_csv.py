@@ -269,9 +269,59 @@ def test_behind_another_header_rows_are_read_as_it_says(tmp_path, first, again, 
     assert (fact.fact.source, fact.fact.subject) == ("s" * ("source" in again), "s" * ("subject" in again))
 
 
-def test_another_header_that_does_not_fit_refuses_the_file(tmp_path):
-    with pytest.raises(FactError, match=r"d\.csv:3: a header again: columns 'colour' are no fields"):
-        csv_dump(tmp_path / "d.csv", "prompt,target,source", "A is,B,s", "prompt,target,colour", "C is,D,red")
+QUESTIONS = ("prompt=question", "target=answer")
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "row", "columns"),
+    [
+        ("prompt,target", "op,id", "delete,e1", ()),
+        ("op,id", "op,prompt", "delete,A is", ()),
+        ("prompt,target", "statement,source", "A is B,s", ()),
+        ("id,prompt,target", "statement", "A is B", ()),
+        ("question,answer,note", "question,answer,note", "A is,B,x", QUESTIONS),
+        ("note,question,answer", "remark,question,answer", "x,A is,B", QUESTIONS),
+        ("question,answer,ID", "ID,source,question,answer", "x,s,A is,B", QUESTIONS),
+    ],
+)
+def test_any_names_that_make_facts_are_a_header(tmp_path, first, again, row, columns):
+    header, fact = csv_dump(tmp_path / "d.csv", first, again, row, columns=columns)
+    assert (header, type(fact)) == (RepeatedHeader(2), GoodRow)
+    assert fact.fact.op == ("delete" if "op" in again else "upsert")
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "columns", "complaint"),
+    [
+        ("prompt,target", "Prompt,Target", (), r"in other letters \('Prompt', 'Target'\); write it as the first one"),
+        ("prompt,target", "prompt,TARGET", (), r"in other letters \('TARGET'\)"),
+        ("prompt,target", "STATEMENT,source", (), r"in other letters \('STATEMENT'\)"),
+        ("prompt,target", '"\ufeffprompt",target', (), "in other letters"),
+        ("prompt,target", " Target ,Prompt", (), "in other letters"),
+        ("question,answer", "Question,Answer", QUESTIONS, r"in other letters \('Question', 'Answer'\)"),
+        ("question,answer", "question,answer,Source", QUESTIONS, r"in other letters \('Source'\)"),
+        ("question,answer", "prompt,target", QUESTIONS, "no column 'question' for 'prompt'"),
+        ("question,answer", "Prompt,Target", QUESTIONS, "no column 'question' for 'prompt'"),
+    ],
+)
+def test_a_header_again_that_cannot_be_followed_refuses_the_file(tmp_path, first, again, columns, complaint):
+    with pytest.raises(FactError, match=rf"d\.csv:3: .*a header again:? {complaint}"):
+        csv_dump(tmp_path / "d.csv", first, "A is,B", again, "C is,D", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("first", "row"),
+    [
+        ("prompt,target,source", "prompt,target,glossary"),
+        ("prompt,target,source", "prompt,target,prompt"),
+        ("prompt,target,source", "id,source,prompt"),
+        ("prompt,target", "Statement,A sentence"),
+        ("prompt,target", "id,source"),
+    ],
+)
+def test_a_row_of_which_not_all_is_a_header_is_a_row(tmp_path, first, row):
+    (only,) = csv_dump(tmp_path / "d.csv", first, row)
+    assert (only.line, only.fact.statement) == (2, " ".join(row.split(",")[:2]))
 
 
 def test_a_row_that_names_columns_is_a_row(tmp_path):
@@ -300,6 +350,48 @@ def test_reading_ahead_for_the_end_of_a_broken_record_stays_bounded(tmp_path, mo
     path.write_text('prompt,target\n"' + "x\n" * 5000 + '",B\nC is,D\n')
     _, given_up, row = csv_rows._Records(str(path)).read()
     assert (len(given_up.text) <= 1000, row) == (True, ["C is", "D"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "bad"),
+    [
+        (['""Hello"" is,x', '""World"" is,y'], [2, 3]),
+        (['"a" b,c', 'The 5"" pipe is,x'], [2]),
+        (['"a" b,c', '"The 5"" pipe",x'], [2]),
+        (['a,""b"" c', 'a,""b"" c'], [2, 3]),
+        (['"",""x', '"",""x'], [2, 3]),
+        (['""Hello"" is,x', "plain,row", '""World', 'of"" is,y', '"q",""z'], [2, 4, 6]),
+    ],
+)
+@pytest.mark.parametrize("num_rows", [0, 2, 100])
+def test_doubled_quotes_out_of_place_cost_their_own_lines_alone(tmp_path, monkeypatch, lines, bad, num_rows):
+    limit(monkeypatch, 500)
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", *lines, *["good,row"] * num_rows)
+    assert [row.line for row in rows] == list(range(2, 2 + len(lines) + num_rows))
+    assert [row.line for row in rows if isinstance(row, BadRow)] == bad
+
+
+@pytest.mark.parametrize(
+    ("begin", "line", "end", "num_good"),
+    [
+        ('"A text', 'he said "yes" to me', '",B', 1),
+        ('"A text "x', 'a 5" pipe, as it is', "a,b", 602),
+        ("a,b", '""Hello"" is,x', "a,b", 3),
+        ("a,b", '"",""x', '"a",b', 3),
+        ("a,b", '"a" b,c', "a,b", 3),
+        ("a,b", '""a\nfoo",x', "a,b", 3),
+    ],
+)
+def test_many_quotes_out_of_place_do_not_each_look_ahead(tmp_path, monkeypatch, begin, line, end, num_good):
+    seen = []
+    coming = csv_rows._Records._coming
+    monkeypatch.setattr(csv_rows._Records, "_coming", lambda self: (seen.append(p) or p for p in coming(self)))
+    text = "\n".join([begin, *[line] * 600, end, "c,d"])
+    limit(monkeypatch, len(text))
+    rows = csv_dump(tmp_path / "d.csv", "prompt,target", text)
+    assert sum(isinstance(row, GoodRow) for row in rows) == num_good
+    assert rows[-1].fact.target == "d"
+    assert 0 < sum(map(len, seen)) <= 3 * len(text)
 
 
 def test_files_of_old_macs_are_refused_with_the_reason(tmp_path):
