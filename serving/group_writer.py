@@ -98,7 +98,8 @@ class Writer:
         self._fault: str | None = None
         self._id, self._numbers = uuid.uuid4().hex, itertools.count()
         self._cache = FileCache()
-        self._renewal: Renewal | None = None  # what an older release left; looked for anew where its versions come back
+        self._renewal: Renewal | None = None  # what an older release left in the table
+        self._num_turns = self._turn_renewed = 0  # a rollback, ours or another's, may bring it back: then anew
         self._not_before = datetime.min.replace(tzinfo=UTC)
         self._waiting: deque[_Put | _Activation] = deque()
         self._num_waiting = self._num_unmerged = 0
@@ -199,7 +200,8 @@ class Writer:
         await self._renew()
         while True:
             await self._wanted.wait()
-            if self._renewal is None:
+            self._wanted.clear()  # before the work: what is wanted while it goes on is looked at afterwards
+            if self._needs_renewal():
                 await self._renew()
             while self._waiting:
                 if isinstance(self._waiting[0], _Activation):
@@ -210,7 +212,6 @@ class Writer:
                     await self._commit(self._take_group())
             if self._is_closing:
                 return
-            self._wanted.clear()
 
     async def _renew(self) -> None:
         """Bring the table to the texts' canonical form; where storage fails, the next write does it."""
@@ -228,10 +229,15 @@ class Writer:
         self._advance(renewal.version)
 
     def _renewed(self) -> Renewal:
-        renewal = self._renewal
-        if renewal is None:
+        renewal, turn = self._renewal, self._num_turns
+        if renewal is None or self._needs_renewal():
             self._renewal = renewal = renew(self._versions.table_uri, self._encode)
+            self._turn_renewed = turn
         return renewal
+
+    def _needs_renewal(self) -> bool:
+        renewal = self._renewal
+        return renewal is None or not (renewal.is_canonical or self._turn_renewed == self._num_turns)
 
     def _take_group(self) -> list[_Put]:
         """The puts that go together: those that wait, less those that nobody waits for any more."""
@@ -310,7 +316,7 @@ class Writer:
         if isinstance(answer, SnapshotInfo):
             self._advance(answer.version)
         _answer(activation.done, answer)
-        self._renewal = None
+        self._num_turns += 1
         await self._renew()
 
     def _advance(self, version: int) -> None:
@@ -354,8 +360,8 @@ class Writer:
             if fault is not None and fault != self._fault:
                 logger.error("the table is not followed any more: %s", fault)
             is_away, self._fault = False, fault
-            if newest > self._version and self._renewal is not None and not self._renewal.is_canonical:
-                self._renewal = None  # a rollback by another may have brought back what an older release left
+            if newest > self._version:
+                self._num_turns += 1
                 self._wanted.set()
             self._advance(newest)
 

@@ -117,16 +117,20 @@ def renew(uri: str, encode: Encode, *, now: datetime | None = None) -> Renewal:
     if table.is_canonical:
         return Renewal(version=table.version, is_canonical=True)
     now_us = microseconds(now or datetime.now(UTC))
-    num_encoded = retrying(lambda: _encode_again(FactTable.open(uri, moved=False), encode))
-    settled = _settle(FactTable.open(uri, moved=False), now_us)
-    num_joined = 0
-    for namespace, ids in settled.others.items():
-        selection = Selection(fact_ids=tuple(ids), namespace=namespace)
-        num_joined += delete_facts(uri, selection, never_so=True, missing_ok=True, num_first=0).num_deleted
-    if num_joined:
-        settled = _settle(FactTable.open(uri, moved=False), now_us)
+    num_encoded = num_joined = 0
+    while True:  # until there is a version that has nothing to renew: others may write, or roll back, meanwhile
+        table, num_renewed, num_now = retrying(lambda: _encode_again(uri, encode))
+        num_encoded += num_now
+        if num_renewed:
+            continue
+        settled = _settle(table, now_us)
+        for namespace, ids in settled.others.items():
+            selection = Selection(fact_ids=tuple(ids), namespace=namespace)
+            num_joined += delete_facts(uri, selection, never_so=True, missing_ok=True, num_first=0).num_deleted
+        if not settled.others:
+            break
     return Renewal(
-        version=FactTable.open(uri, moved=False).version,
+        version=table.version,
         num_encoded=num_encoded,
         num_joined=num_joined,
         going_on=settled.going_on,
@@ -134,20 +138,24 @@ def renew(uri: str, encode: Encode, *, now: datetime | None = None) -> Renewal:
     )
 
 
-def _encode_again(table: FactTable, encode: Encode) -> int:
-    """Write the files again that hold keys of other texts; the number of events encoded."""
+def _encode_again(uri: str, encode: Encode) -> tuple[FactTable, int, int]:
+    """Write the files again that hold keys of other texts; the table, and how many events were renewed and encoded."""
+    table = FactTable.open(uri, moved=False)
     removed: list[DataFile] = []
     added: list[DataFile] = []
-    num_encoded = 0
+    num_renewed = num_encoded = 0
     for file in table.files():
         if not any(_is_stale(row) for row in _spelled_rows(table, file.path)):
             continue
-        rows, num_in_file = _renewed_rows(table, file.path, encode)
+        rows, num_changed, num_in_file = _renewed_rows(table, file.path, encode)
+        if not num_changed:
+            continue
         namespace, shard = file.partition["namespace"], int(file.partition["shard"])
         rows = rows.append_column("namespace", pa.repeat(namespace, len(rows)))
         rows = rows.append_column("shard", pa.repeat(pa.scalar(shard, pa.int32()), len(rows)))
         added += write_events(table.uri, rows)
         removed.append(file)
+        num_renewed += num_changed
         num_encoded += num_in_file
     if removed:
         try:
@@ -155,7 +163,7 @@ def _encode_again(table: FactTable, encode: Encode) -> int:
         except CommitConflictError:  # after other faults of a commit the files may be part of the table
             remove_files(table.uri, [file.path for file in added])
             raise
-    return num_encoded
+    return table, num_renewed, num_encoded
 
 
 def _spelled_rows(table: FactTable, path: str) -> Iterator[dict[str, Any]]:
@@ -184,8 +192,8 @@ def _is_stale(row: Mapping[str, Any]) -> bool:
     return form not in ("", row["statement"]) and row["statement_hash"] != text_hash(form)
 
 
-def _renewed_rows(table: FactTable, path: str, encode: Encode) -> tuple[pa.Table, int]:
-    """The rows of a file with keys, prompts and hashes of the canonical statements, and how many were encoded."""
+def _renewed_rows(table: FactTable, path: str, encode: Encode) -> tuple[pa.Table, int, int]:
+    """The rows of a file, renewed to their canonical statements; how many changed, and how many were encoded."""
     rows = pa.Table.from_batches(list(read_batches(table.uri, path, FILE_SCHEMA.names))).combine_chunks()
     is_stale_N = _may_be_spelled(rows).combine_chunks().to_numpy(zero_copy_only=False)
     is_stale_N[is_stale_N] = [_is_stale(row) for row in rows.select(_COLUMNS).filter(pa.array(is_stale_N)).to_pylist()]
@@ -209,7 +217,8 @@ def _renewed_rows(table: FactTable, path: str, encode: Encode) -> tuple[pa.Table
             rows = _with_cells(rows, name, encoded_F, vectors_to_cells(of_name[is_fit_F], table.dtype))
     renewed: list[Any] = rows.column("statement").filter(pa.array(is_stale_N)).to_pylist()
     hashes = pa.array([text_hash(canonical(statement)) for statement in renewed], pa.binary())
-    return _with_cells(rows, "statement_hash", np.flatnonzero(is_stale_N), hashes), len(encoded_F)
+    rows = _with_cells(rows, "statement_hash", np.flatnonzero(is_stale_N), hashes)
+    return rows, len(renewed), len(encoded_F)
 
 
 def _with_cells(rows: pa.Table, name: str, places: npt.NDArray[np.int64], cells: Any) -> pa.Table:
