@@ -39,12 +39,13 @@ from serving.http.facts_wire import (
     StatusAnswer,
     StatusQuery,
     WriteAnswer,
+    deletion,
     fact_body,
     finding_body,
     scored_body,
     snapshot_body,
 )
-from serving.http.generate import model_of, table_namespace
+from serving.http.generate import model_of
 from serving.http.strict import StrictRoute
 from serving.http.wire import MAX_INT64
 from serving.keys import Scope
@@ -87,7 +88,7 @@ async def delete_facts(request: Request, body: DeleteBody) -> WriteAnswer:
         entry = _entry(request, "facts:write", body.model, record)
         _check_number(request, "ids", body.ids)
         namespace = _namespace(request, entry, body.namespace)
-        facts = [_deletion(fact_id, namespace, param=f"ids.{number}") for number, fact_id in enumerate(body.ids)]
+        facts = [deletion(fact_id, namespace, param=f"ids.{number}") for number, fact_id in enumerate(body.ids)]
         return _write_answer(await _write(request, entry, facts, record))
 
     async with _in_time(request, writing=True):
@@ -253,7 +254,7 @@ def _namespace(request: Request, entry: ModelEntry, given: str | None) -> str:
     caller = caller_of(request)
     if given is None:
         return caller.default_namespace(entry.namespace)
-    namespace = table_namespace(given, param="namespace")
+    namespace = deletion("any", given, param="namespace").namespace
     if not caller.sees(namespace):
         raise errors.namespace_not_found(namespace, param="namespace")
     return namespace
@@ -271,20 +272,12 @@ def _of_id(
     namespace = caller.default_namespace(entry.namespace) if given is None else given
     if not fact_id.strip():
         raise errors.fact_not_found(fact_id, namespace)
-    fact = _deletion(fact_id, namespace, param="id")
+    fact = deletion(fact_id, namespace, param="id")
     if record is not None:
         record.concerns([fact])
     if not caller.sees(fact.namespace):
         raise errors.fact_not_found(fact.fact_id, fact.namespace)
     return fact
-
-
-def _deletion(fact_id: str, namespace: str, *, param: str) -> Fact:
-    """The event that deletes a fact, checked as any event is."""
-    try:
-        return fact_from_record({"id": fact_id, "namespace": namespace, "op": "delete"}, place=param)
-    except FactError as error:
-        raise ApiError(400, str(error), param=param, code="invalid_value") from error
 
 
 def _facts(request: Request, entry: ModelEntry, body: PutBody) -> list[Fact]:

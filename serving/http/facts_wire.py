@@ -5,7 +5,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
-from recipe_ray.facts import FIELDS
+from recipe_ray.errors import FactError
+from recipe_ray.facts import FIELDS, Fact, fact_from_record
+from serving.errors import ApiError
 from serving.http.wire import Version, Wire, Words, fault
 from serving.messages import Declined, Finding, Outcome, ScoredFact, SnapshotInfo, StoredFact
 
@@ -26,6 +28,18 @@ _RECORD_SCHEMA = {
 }
 Record = Annotated[Any, WithJsonSchema(_RECORD_SCHEMA)]
 """Checked by `recipe_ray.facts.fact_from_record`, as the lines of dumps are."""
+
+
+def deletion(fact_id: str, namespace: str, *, param: str) -> Fact:
+    """The event that deletes a fact, checked as any event is; it also spells namespace and id as the table does.
+
+    Raises:
+        ApiError: 400, no fact can have them.
+    """
+    try:
+        return fact_from_record({"id": fact_id, "namespace": namespace, "op": "delete"}, place=param)
+    except FactError as error:
+        raise ApiError(400, str(error), param=param, code="invalid_value") from error
 
 
 class ModelQuery(BaseModel):

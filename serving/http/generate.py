@@ -13,14 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from fastapi import Request
 
-from recipe_ray.errors import FactError
-from recipe_ray.facts import fact_from_record
 from recipe_ray.text import canonical
 from serving import errors
 from serving.errors import ApiError
 from serving.http.access import Caller
 from serving.http.answers import Found, Usage, usage
 from serving.http.context import ModelEntry, Service, caller_of, service_of
+from serving.http.facts_wire import deletion
 from serving.http.observe import note_model
 from serving.http.sse import merge
 from serving.http.wire import MAX_INT64, GenerationBody, RecipeOptions
@@ -209,24 +208,12 @@ def _lookup(query: str, namespace: str, recipe: RecipeOptions) -> Lookup:
 def _namespace(caller: Caller, entry: ModelEntry, recipe: RecipeOptions, *, needed: bool) -> str:
     """Whose facts; checked before anything is looked up, and where nothing will be only if it was named."""
     if recipe.namespace is not None:
-        namespace = table_namespace(recipe.namespace, param="recipe.namespace")
+        namespace = deletion("any", recipe.namespace, param="recipe.namespace").namespace  # as the table spells it
         caller.check("infer", namespace, param="recipe.namespace")
         return namespace
     if not needed:
         return entry.namespace
     return caller.default_namespace(entry.namespace, param="recipe.namespace")
-
-
-def table_namespace(given: str, *, param: str) -> str:
-    """A namespace as the table spells it.
-
-    Raises:
-        ApiError: 400, no fact can be of it.
-    """
-    try:
-        return fact_from_record({"id": "any", "namespace": given, "op": "delete"}, place=param).namespace
-    except FactError as error:
-        raise ApiError(400, str(error), param=param, code="invalid_value") from error
 
 
 def query_of(text: str, num_chars: int) -> str:
