@@ -14,6 +14,8 @@ from recipe_ray.errors import ConfigError
 Pooling = Literal["max", "min", "mean", "pooler"]
 Similarity = Literal["inner_product", "cosine"]
 PromptPosition = Literal["first", "after_bos"]
+ChatPosition = Literal["as_text", "user_turn", "assistant_turn"]
+PromptSource = Literal["key", "statement"]
 Questions = Literal["both", "random", "alternate"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -42,6 +44,10 @@ class EditorConfig:
         similarity: inner_product divides by the square root of K (paper); cosine normalises keys, queries and sentinel
             and learns the temperature.
         prompt_position: the continuous prompt stands first (the authors' code) or after the LLM's BOS token.
+        chat_position: where it stands in a chat: as in a text, before the last turn of the user, or before the
+            assistant's turn that answers it.
+        prompt_source: what a continuous prompt is made of: the key alone (paper), or the statement's last tokens too,
+            as the LLM embeds them.
     """
 
     llm: str
@@ -52,6 +58,8 @@ class EditorConfig:
     pooling: tuple[Pooling, ...] = ("max", "min", "mean")
     similarity: Similarity = "inner_product"
     prompt_position: PromptPosition = "first"
+    chat_position: ChatPosition = "as_text"
+    prompt_source: PromptSource = "key"
 
     def __post_init__(self) -> None:
         for name, least in (("key_width", 1), ("num_virtual_tokens", 0), ("num_sentinel_tokens", 0)):
@@ -59,6 +67,8 @@ class EditorConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
+        _among("chat_position", self.chat_position, ChatPosition)
+        _among("prompt_source", self.prompt_source, PromptSource)
         if not self.pooling or len(set(self.pooling)) < len(self.pooling):
             raise ConfigError(f"pooling is {self.pooling}; name each part once, at least one")
         for part in self.pooling:
@@ -242,6 +252,7 @@ class TrainConfig:
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
         max_grad_norm: gradients are scaled down to this norm.
         answer_end: text behind every target that the edited LLM must say too, so that answers end; empty for none.
+        answer_eos: the token that ends a text follows, so that the LLM stops by itself.
         precision: in which encoder, heads and LLM compute; auto is bfloat16 where the device multiplies it faster than
             float32. Trained weights and similarities are float32 always.
         llm_checkpointing: keep no activations of the LLM but compute them again on the way back, to save memory.
@@ -268,6 +279,7 @@ class TrainConfig:
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
     answer_end: str = ""
+    answer_eos: bool = False
     precision: Precision = "float32"
     llm_checkpointing: bool = False
     shard_llm: bool = False

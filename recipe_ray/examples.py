@@ -7,10 +7,18 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A prompt and how it goes on: after an edit where the edit answers it, else in the unedited LLM."""
+    """A prompt and how it goes on: after an edit where the edit answers it, else in the unedited LLM.
+
+    Attributes:
+        prompt: what is asked, and looked up.
+        target: the answer.
+        messages: what the LLM reads in the prompt's place, through its chat template: (role, content), the last one of
+            the user; empty where it reads the prompt.
+    """
 
     prompt: str
     target: str
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +67,7 @@ class EditExample:
         locality_prompt: a question that the edit, and every other edit of its batch, leaves alone.
         locality_target: a continuation over whose positions the unedited LLM's distribution is kept.
         name: as in `EditRecord`.
+        messages, generality_messages, locality_messages: as in `Question`.
     """
 
     statement: str
@@ -69,6 +78,9 @@ class EditExample:
     locality_prompt: str
     locality_target: str
     name: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    generality_messages: tuple[tuple[str, str], ...] = ()
+    locality_messages: tuple[tuple[str, str], ...] = ()
 
 
 class Batches(Protocol):

@@ -26,6 +26,7 @@ from recipe_ray.examples import Batches
 from recipe_ray.model.batch import BatchMaker, Share, StepBatch, to_device
 from recipe_ray.model.card import MODEL_CARD_FILE, model_card
 from recipe_ray.model.editor import new_editor
+from recipe_ray.model.hub import computes_in_bfloat16
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.llm import load_llm
 from recipe_ray.model.prefetch import prefetched
@@ -94,7 +95,10 @@ class _Loop:
             losses=config.losses,
             num_virtual_tokens=config.editor.num_virtual_tokens,
             position=config.editor.prompt_position,
+            chat_position=config.editor.chat_position,
             answer_end=config.answer_end,
+            answer_eos=config.answer_eos,
+            reader=joint.editor.reader if config.editor.prompt_source == "statement" else None,
         )
         if config.num_warm_start and ray.train.get_checkpoint() is None:
             # The same on every worker: the edits depend on the seed alone.
@@ -312,12 +316,15 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
     torch.manual_seed(config.seed)
     context = ray.train.get_context()
     try:
-        llm = load_llm(config.editor.llm, str(device))
+        # Weights that are cast at every step take a tenth of it on a CPU.
+        half = computes_in_bfloat16(config.precision, torch.device(device))
+        llm = load_llm(config.editor.llm, str(device), dtype="bfloat16" if half else "auto")
+        llm.attend_plainly()
         if config.llm_checkpointing:
             llm.save_memory()
         if config.shard_llm:
             llm.shard()
-        editor = new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width)
+        editor = new_editor(config.editor, llm)
         joint = JointTraining(
             editor.to(device),
             llm,

@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from recipe_ray.config import LossConfig, PromptPosition
-from recipe_ray.examples import EditExample
+from recipe_ray.config import ChatPosition, LossConfig, PromptPosition
+from recipe_ray.examples import EditExample, Question
+from recipe_ray.model.chat import Placed, place_chat, place_text
 from recipe_ray.model.encoder import TextEncoder, TokenIds
 from recipe_ray.model.llm import FrozenLLM
-from recipe_ray.model.prefix import PaddedRows
+from recipe_ray.model.prefix import PaddedRows, pad_rows
+from recipe_ray.model.prompt_encoder import StatementReader
 
 PARTS = ("reliability", "generality", "locality")
 CPU_LENGTH_GROUPS = 4
@@ -64,6 +66,7 @@ class LLMGroup:
         weight_R: float32, one over the answer tokens of that part in the whole batch.
         answers_RA: int64 answer tokens, right-aligned, 0 before them.
         mask_RA: 1 where an answer token stands.
+        num_asked_tokens: of the answers, those of questions about edits, whose rows come first.
         unprefixed: the rows of locality, in order, without room for a prompt; None where there are none.
     """
 
@@ -73,6 +76,7 @@ class LLMGroup:
     weight_R: Tensor
     answers_RA: Tensor
     mask_RA: Tensor
+    num_asked_tokens: int
     unprefixed: PaddedRows | None
 
 
@@ -86,6 +90,8 @@ class StepBatch:
         text_order: int64, for each text its place in the groups, one group behind another. The texts are the B
             statements, the questions of reliability and of generality, and the B locality questions.
         asked: for reliability and generality.
+        statement_tokens: ids and mask, int64 [B, N], of the statements' last tokens as the LLM has them, where prompts
+            are made of them.
         statement_ids_B: int64, equal for edits of one prompt: not to be told apart by a query.
         shares: edits of each worker, in this part of the step.
         locality_weight: one over the edits of the whole batch.
@@ -96,6 +102,7 @@ class StepBatch:
     encoder_groups: tuple[EncoderGroup, ...]
     text_order: Tensor
     asked: tuple[Asked, Asked]
+    statement_tokens: tuple[Tensor, Tensor] | None
     statement_ids_B: Tensor
     shares: tuple[int, ...]
     locality_weight: float
@@ -130,8 +137,10 @@ class BatchMaker:
     Attributes:
         encoder, llm: whose tokenizers read.
         losses: which questions count where.
-        num_virtual_tokens, position: of continuous prompts.
+        num_virtual_tokens, position, chat_position: of continuous prompts.
         answer_end: text behind every target.
+        answer_eos: whether the token that ends a text follows.
+        reader: of statements, where prompts are made of them.
     """
 
     encoder: TextEncoder
@@ -140,6 +149,9 @@ class BatchMaker:
     num_virtual_tokens: int
     position: PromptPosition
     answer_end: str
+    chat_position: ChatPosition = "as_text"
+    answer_eos: bool = False
+    reader: StatementReader | None = None
 
     def make(
         self, examples: Sequence[EditExample], *, seed: int = 0, share: Share = Share(), edit: bool, locality: bool
@@ -179,6 +191,7 @@ class BatchMaker:
                     encoder_groups=groups,
                     text_order=order,
                     asked=(_asked(mine[0], rows.start, counts[0]), _asked(mine[1], rows.start, counts[1])),
+                    statement_tokens=self._statement_tokens(examples[rows.start : rows.stop]),
                     statement_ids_B=torch.tensor([_id(examples[row].prompt) for row in rows], dtype=torch.long),
                     shares=tuple(len(range(*one.indices(len(examples)))) for one in slices),
                     locality_weight=1 / len(examples),
@@ -186,6 +199,22 @@ class BatchMaker:
                 )
             )
         return batches
+
+    def _statement_tokens(self, examples: Sequence[EditExample]) -> tuple[Tensor, Tensor] | None:
+        if self.reader is None:
+            return None
+        return self.reader.pad(self.reader.tokenize([example.statement for example in examples]))
+
+    def _placed(self, question: Question) -> Placed:
+        tokenizer = self.llm.tokenizer
+        if question.messages:
+            return place_chat(tokenizer, question.messages, self.chat_position, self.position)
+        return place_text(tokenizer, question.prompt, self.position)
+
+    def _answer(self, question: Question) -> list[int]:
+        """An answer that goes on in a text, or that stands by itself in a chat."""
+        ids = self.llm.tokenize_answer(f"{'' if question.messages else ' '}{question.target}{self.answer_end}")
+        return [*ids, self.llm.eos_token_ids[0]] if self.answer_eos else ids
 
     def _asked(self, num_edits: int, seed: int) -> tuple[list["_Question"], list["_Question"]]:
         """The questions of reliability and generality, and in which contrastive term each counts."""
@@ -226,17 +255,25 @@ class BatchMaker:
         for places in self._by_length([texts.row_length(*one) for one in llm_rows]):
             rows = sorted((llm_rows[place] for place in places), key=lambda one: one[1])
             answers = [texts.answers[part][row] for row, part in rows]
-            ids = [texts.prompts[part][row] + texts.answers[part][row] for row, part in rows]
+            prompts = [texts.prompts[part][row] for row, part in rows]
+            ids = [[*prompt.token_ids, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
             width = max(map(len, answers))
             spared = [row_ids for row_ids, (_, part) in zip(ids, rows, strict=True) if part == 2]
+            num_asked = len(rows) - len(spared)
             groups.append(
                 LLMGroup(
-                    rows=self.llm.pad(ids, [self.num_virtual_tokens] * len(ids), self.position, device=CPU),
+                    rows=pad_rows(
+                        ids,
+                        num_virtual_tokens=[self.num_virtual_tokens] * len(ids),
+                        starts=[prompt.start for prompt in prompts],
+                        device=CPU,
+                    ),
                     own_R=torch.tensor([row - first for row, _ in rows]),
                     part_R=torch.tensor([part for _, part in rows]),
                     weight_R=torch.tensor([1 / num_tokens[part] for _, part in rows]),
                     answers_RA=torch.tensor([[0] * (width - len(one)) + one for one in answers]),
                     mask_RA=torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in answers]),
+                    num_asked_tokens=sum(map(len, answers[:num_asked])),
                     unprefixed=self.llm.pad(spared, [0] * len(spared), self.position, device=CPU) if spared else None,
                 )
             )
@@ -272,24 +309,30 @@ class _Texts:
 
     statements: list[TokenIds]
     questions: list[list[TokenIds]]
-    prompts: list[list[list[int]]]
+    prompts: list[list[Placed]]
     answers: list[list[list[int]]]
     num_virtual_tokens: int
 
     @classmethod
     def of(cls, examples: Sequence[EditExample], maker: BatchMaker) -> "_Texts":
         asked = [
-            [(one.prompt, one.target) for one in examples],
-            [(one.generality_prompt, one.generality_target) for one in examples],
-            [(one.locality_prompt, one.locality_target) for one in examples],
+            [Question(prompt=one.prompt, target=one.target, messages=one.messages) for one in examples],
+            [
+                Question(
+                    prompt=one.generality_prompt, target=one.generality_target, messages=one.generality_messages
+                )
+                for one in examples
+            ],
+            [
+                Question(prompt=one.locality_prompt, target=one.locality_target, messages=one.locality_messages)
+                for one in examples
+            ],
         ]
         return cls(
             statements=maker.encoder.tokenize([one.statement for one in examples]),
-            questions=[maker.encoder.tokenize([prompt for prompt, _ in part]) for part in asked],
-            prompts=[[maker.llm.tokenize(prompt) for prompt, _ in part] for part in asked],
-            answers=[
-                [maker.llm.tokenize_answer(f" {answer}{maker.answer_end}") for _, answer in part] for part in asked
-            ],
+            questions=[maker.encoder.tokenize([one.prompt for one in part]) for part in asked],
+            prompts=[[maker._placed(one) for one in part] for part in asked],
+            answers=[[maker._answer(one) for one in part] for part in asked],
             num_virtual_tokens=maker.num_virtual_tokens,
         )
 
@@ -297,7 +340,7 @@ class _Texts:
         return len(self.answers[part][row])
 
     def row_length(self, row: int, part: int) -> int:
-        return len(self.prompts[part][row]) + len(self.answers[part][row])
+        return len(self.prompts[part][row].token_ids) + len(self.answers[part][row])
 
 
 def _asked(questions: Sequence[_Question], first: int, num_asked: int) -> Asked:

@@ -24,7 +24,9 @@ from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_d
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.encoder import TextEncoder, TokenIds, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
+from recipe_ray.model.llm import FrozenLLM, load_llm
 from recipe_ray.model.prefetch import prefetched
+from recipe_ray.model.prompt_encoder import PromptEncoder, StatementPromptEncoder, StatementReader
 from recipe_ray.model.transfer import HostRows, Sender
 
 WEIGHTS_FILE = "editor.safetensors"
@@ -36,6 +38,7 @@ SENTINEL_INIT_RANGE = 0.05  # of the authors' code
 # took a fifth longer than 2048. An H100 waits with smaller ones for the host: 16384 took a fifth longer than 32768.
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 32768}
 CPU = torch.device("cpu")
+STATEMENTS_PER_BATCH = 256  # read by a prompt encoder together
 TEXTS_PER_CHUNK = 4096  # tokenised together, while the chunk before is computed
 
 
@@ -51,31 +54,6 @@ class Head(nn.Module):
         """[B, C] to [B, K]."""
         x_BK = self.project(pooled_BC)
         return cast(Tensor, functional.relu(self.transform(x_BK)) + x_BK)
-
-
-class PromptEncoder(nn.Module):
-    """p = reshape(W4 (ReLU(W3 k + b3) + k) + b4, P × D), times a constant: the size of the LLM's own embeddings.
-
-    The constant keeps W4 at its usual size whatever the LLM: an optimiser's step is then small beside the weights.
-    """
-
-    scale: Tensor
-
-    def __init__(self, key_width: int, num_virtual_tokens: int, llm_width: int) -> None:
-        super().__init__()
-        self.shape = (num_virtual_tokens, llm_width)
-        self.transform = nn.Linear(key_width, key_width)
-        self.project = nn.Linear(key_width, num_virtual_tokens * llm_width)
-        self.register_buffer("scale", torch.tensor(1.0))
-
-    def features(self, keys_FK: Tensor) -> Tensor:
-        """ReLU(W3 k + b3) + k, [F, K]: what the last layer reads."""
-        return functional.relu(self.transform(keys_FK)) + keys_FK
-
-    def forward(self, keys_FK: Tensor) -> Tensor:
-        """[F, K] to [F, P, D]."""
-        prompts = self.project(self.features(keys_FK))
-        return cast(Tensor, (self.scale * prompts).unflatten(-1, self.shape))
 
 
 class Editor(nn.Module):
@@ -97,9 +75,11 @@ class Editor(nn.Module):
         # One start for both heads: then a query already lies near the key of a like statement, since a random
         # projection keeps inner products; two independent starts would hide what the encoder knows.
         self.query_head.load_state_dict(self.key_head.state_dict())
-        self.prompt_encoder: PromptEncoder | None = None
+        self.prompt_encoder: PromptEncoder | StatementPromptEncoder | None = None
         if config.num_virtual_tokens:
-            self.prompt_encoder = PromptEncoder(config.key_width, config.num_virtual_tokens, llm_width)
+            kind = PromptEncoder if config.prompt_source == "key" else StatementPromptEncoder
+            self.prompt_encoder = kind(config.key_width, config.num_virtual_tokens, llm_width)
+        self._reader: tuple[StatementReader, ...] = ()  # in a tuple, so that nn.Module does not look inside
         if config.num_sentinel_tokens:
             sentinel_SH = torch.empty(config.num_sentinel_tokens, encoder.hidden_width)
             self.sentinel_SH = nn.Parameter(sentinel_SH.uniform_(-SENTINEL_INIT_RANGE, SENTINEL_INIT_RANGE))
@@ -129,11 +109,39 @@ class Editor(nn.Module):
         """Θ [K], the sentinel's key; an editor without a sentinel has none."""
         return self.keys(self.encoder.embed(self.sentinel_SH[None]))[0]
 
-    def prompts(self, keys_FK: Tensor) -> Tensor:
-        """Continuous prompts [F, P, D]: a function of the keys alone."""
+    def prompts(self, keys_FK: Tensor, tokens: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Continuous prompts [F, P, D].
+
+        Args:
+            keys_FK: of F statements.
+            tokens: ids and mask [F, N] of the statements, as `StatementReader.pad` gives them; read only where prompts
+                are made of statements.
+        """
         if self.prompt_encoder is None:
             return keys_FK.new_empty(len(keys_FK), 0, self.llm_width)
-        return cast(Tensor, self.prompt_encoder(self.prompt_inputs(keys_FK)))
+        inputs_FK = self.prompt_inputs(keys_FK)
+        if isinstance(self.prompt_encoder, PromptEncoder):
+            return cast(Tensor, self.prompt_encoder(inputs_FK))
+        assert tokens is not None
+        ids_FN, mask_FN = tokens
+        embeds_FND = self.reader.embed(ids_FN).to(keys_FK.device)
+        return cast(Tensor, self.prompt_encoder(inputs_FK, embeds_FND, mask_FN.to(keys_FK.device)))
+
+    @property
+    def reader(self) -> StatementReader:
+        """The LLM's tokenizer and embeddings, loaded when they are first asked for.
+
+        Raises:
+            ModelError: the LLM that the editor was trained for is not there.
+        """
+        if not self._reader:
+            llm = load_llm(self.config.llm, "cpu")
+            self.read_with(StatementReader(llm.tokenizer, llm.embedding))
+        return self._reader[0]
+
+    def read_with(self, reader: StatementReader) -> None:
+        """Read statements with an LLM's embeddings that are loaded already."""
+        self._reader = (reader,)
 
     def prompt_inputs(self, keys_FK: Tensor) -> Tensor:
         """Keys with entries of about unit size, as the prompt encoder's layers expect."""
@@ -169,10 +177,22 @@ class Editor(nn.Module):
             for start, order, batches in self._pooled_chunks(statements):
                 # All of a chunk is queued before the first result is waited for.
                 chunk_keys = [self.keys(pooled_BC) for pooled_BC in batches]
-                chunk_prompts = [self.prompts(keys_BK) for keys_BK in chunk_keys]
                 keys.put(start, torch.cat(chunk_keys), order)
-                prompts.put(start, torch.cat(chunk_prompts), order)
+                if config.prompt_source == "key":
+                    prompts.put(start, torch.cat([self.prompts(keys_BK, None) for keys_BK in chunk_keys]), order)
+                    continue
+                keys_FK = torch.cat(chunk_keys)[order]
+                read = self._prompts_of(keys_FK, statements[start : start + len(keys_FK)])
+                prompts.put(start, read, torch.arange(len(read), device=device))
         return keys.array(), prompts.array()
+
+    def _prompts_of(self, keys_FK: Tensor, statements: Sequence[str]) -> Tensor:
+        """Continuous prompts of statements that are read."""
+        token_ids = self.reader.tokenize(statements)
+        parts = [range(start, min(start + STATEMENTS_PER_BATCH, len(token_ids))) for start in range(0, len(token_ids), STATEMENTS_PER_BATCH)]
+        return torch.cat(
+            [self.prompts(keys_FK[part.start : part.stop], self.reader.pad(token_ids[part.start : part.stop])) for part in parts]
+        )
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Queries [B, K], float32, scaled."""
@@ -275,22 +295,25 @@ class Editor(nn.Module):
         (path / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
 
 
-def new_editor(config: EditorConfig, *, llm_embedding: nn.Module, llm_width: int) -> Editor:
+def new_editor(config: EditorConfig, llm: FrozenLLM) -> Editor:
     """A fresh editor on a pretrained encoder, its prompts of the size of the LLM's own token embeddings.
 
     Args:
         config: the editor's shape.
-        llm_embedding: the LLM's input embedding module, read for its scale.
-        llm_width: D.
+        llm: the LLM that it is for.
     """
-    editor = Editor(config, load_encoder(config.encoder, config.pooling), llm_width=llm_width)
-    vocabulary = torch.arange(cast(Any, llm_embedding).num_embeddings)
-    if editor.prompt_encoder is None:
+    editor = Editor(config, load_encoder(config.encoder, config.pooling), llm_width=llm.width)
+    editor.read_with(StatementReader(llm.tokenizer, llm.embedding))
+    encoder = editor.prompt_encoder
+    if encoder is None:
         return editor
+    vocabulary = torch.arange(cast(Any, llm.embedding).num_embeddings)
     with torch.no_grad():
-        sample_ND = llm_embedding(vocabulary[:: max(1, len(vocabulary) // 1024)].to(_device_of(llm_embedding)))
-        keys_FK = torch.randn(256, config.key_width)
-        editor.prompt_encoder.scale.copy_(sample_ND.float().std().cpu() / editor.prompt_encoder(keys_FK).std())
+        sample_ND = llm.embedding(vocabulary[:: max(1, len(vocabulary) // 1024)].to(llm.device))
+        own = sample_ND.float().std().cpu()
+        if isinstance(encoder, PromptEncoder):
+            own = own / encoder(torch.randn(256, config.key_width)).std()
+        encoder.scale.copy_(own)
     return editor
 
 
@@ -405,7 +428,3 @@ def _unreadable(path: Path, error: BaseException) -> EditorError:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def _device_of(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

@@ -95,8 +95,12 @@ def computing_in(precision: Precision, device: torch.device) -> torch.autocast:
 
     A CPU without the instructions emulates it: with AVX2 a product of matrices takes 40 to 80 times as long.
     """
-    half = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=half)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=computes_in_bfloat16(precision, device))
+
+
+def computes_in_bfloat16(precision: Precision, device: torch.device) -> bool:
+    """Whether that autocast does anything."""
+    return precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16(device))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -88,7 +88,7 @@ class JointTraining(nn.Module):
             sentinel_K = editor.sentinel().float() if editor.config.num_sentinel_tokens else None
             llm_parts = None
             if batch.llm_groups and (weights.edit or weights.locality):
-                llm_parts = self._llm_parts(batch.llm_groups, editor.prompts(keys_BK))
+                llm_parts = self._llm_parts(batch.llm_groups, editor.prompts(keys_BK, batch.statement_tokens))
         terms, accuracies = self._contrast(batch, keys_BK, queries, locality_BK, sentinel_K, weights)
         if llm_parts is not None:
             parts = zip(PARTS, llm_parts, (weights.edit, weights.edit, weights.locality), strict=True)
@@ -151,20 +151,19 @@ class JointTraining(nn.Module):
         """Reliability, generality and locality, [3], over the rows of this worker."""
         parts = torch.zeros(len(PARTS), device=prompts_BPD.device)
         for group in groups:
-            width = group.answers_RA.shape[1]
-            logits_RAV = self.llm.answer_logits(group.rows, prompts_BPD[group.own_R], num_answer_tokens=width)
-            num_asked = len(group.own_R)
+            logits_NV = self.llm.token_logits(group.rows, prompts_BPD[group.own_R], group.mask_RA)
+            values = []
+            num_asked = group.num_asked_tokens
+            if num_asked:
+                answers_N = group.answers_RA[group.mask_RA.bool()][:num_asked]
+                values.append(answer_nll(logits_NV[:num_asked], answers_N, margin=self.losses.margin))
             if group.unprefixed is not None:
-                num_asked -= len(group.unprefixed.ids_BT)
+                mask_RA = group.mask_RA[-len(group.unprefixed.ids_BT) :]
                 with torch.no_grad():
-                    unedited = self.llm.answer_logits(group.unprefixed, None, num_answer_tokens=width)
-                kl = locality_kl(logits_RAV[num_asked:], unedited, group.mask_RA[num_asked:])
-                parts = parts.index_add(0, group.part_R[num_asked:], kl.sum(1) * group.weight_R[num_asked:])
-            asked = slice(num_asked)
-            nll = answer_nll(
-                logits_RAV[asked], group.answers_RA[asked], group.mask_RA[asked], margin=self.losses.margin
-            )
-            parts = parts.index_add(0, group.part_R[asked], nll.sum(1) * group.weight_R[asked])
+                    unedited = self.llm.token_logits(group.unprefixed, None, mask_RA)
+                values.append(locality_kl(logits_NV[num_asked:], unedited))
+            row_N = group.mask_RA.nonzero()[:, 0]
+            parts = parts.index_add(0, group.part_R[row_N], torch.cat(values) * group.weight_R[row_N])
         return parts
 
 

@@ -3,8 +3,9 @@
 Shape letters: B rows, T padded length, A answer length, P virtual tokens, D LLM width, V vocabulary.
 """
 
+import contextlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn import functional
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +30,7 @@ from transformers import (
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.hub import is_bidirectional, loading, model_source, pick_device
-from recipe_ray.model.prefix import PaddedRows, pad_rows
+from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
 
@@ -71,6 +73,7 @@ class FrozenLLM:
         self.eos_token_ids = _eos_token_ids(self.model, tokenizer)
         # generate() fills what it is not told from here, such as a repetition penalty that sees no embedded prompt.
         self.model.generation_config = GenerationConfig()
+        self._saves_memory = False
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +106,12 @@ class FrozenLLM:
         else:  # as transformers 5.17 calls it
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()
+        self._saves_memory = True
+
+    def attend_plainly(self) -> None:
+        """Attend by products of matrices: on a CPU, over short rows, fused attention's way back takes twice as long."""
+        if self.device.type == "cpu":
+            self.model.set_attn_implementation("eager")
 
     def shard(self) -> None:
         """Spread the layers' weights over the workers of the default process group (FSDP2), gathered as each computes.
@@ -141,8 +150,7 @@ class FrozenLLM:
         return pad_rows(
             token_ids,
             num_virtual_tokens=num_virtual_tokens,
-            position=position,
-            bos_token_id=self.tokenizer.bos_token_id,
+            starts=[start_in_text(ids, position, self.tokenizer.bos_token_id) for ids in token_ids],
             device=device or self.device,
         )
 
@@ -156,6 +164,42 @@ class FrozenLLM:
             logits_to_keep=num_answer_tokens + 1,
         )
         return cast(Tensor, output.logits[:, :-1])
+
+    def token_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, mask_RA: Tensor) -> Tensor:
+        """Logits [N, V] that predict those of the rows' last A tokens where the mask is 1, a row behind another.
+
+        What stands before every row's continuous prompt is read without gradient, and no other token reaches the head.
+
+        Args:
+            rows: R rows, each with a continuous prompt or none.
+            prompts_RPD: the prompts; None for the unedited LLM.
+            mask_RA: 1 where a token is to be predicted; A is shorter than every row.
+        """
+        embeds_BTD = rows.embed(self.embedding, prompts_RPD)
+        num_columns = mask_RA.shape[1] + 1
+        before = 0
+        if prompts_RPD is not None and not self._saves_memory:
+            before = min(int(rows.slots_RP.min()), embeds_BTD.shape[1] - num_columns)
+        cache = None
+        if before:
+            with torch.no_grad():
+                cache = self.model.base_model(
+                    inputs_embeds=embeds_BTD[:, :before],
+                    attention_mask=rows.mask_BT[:, :before],
+                    position_ids=rows.position_ids_BT[:, :before],
+                    use_cache=True,
+                ).past_key_values
+        read_RA = functional.pad(mask_RA.bool(), (0, 1))  # a token is predicted one column before it stands
+        with _head_reads(self.model, lambda hidden_RAD: hidden_RAD[read_RA][None]):
+            output = self.model(
+                inputs_embeds=embeds_BTD[:, before:],
+                attention_mask=rows.mask_BT,
+                position_ids=rows.position_ids_BT[:, before:],
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=num_columns,
+            )
+        return cast(Tensor, output.logits[0])
 
     @torch.inference_mode()
     def generate(
@@ -216,6 +260,16 @@ class FrozenLLM:
             if any(part in text for part in stop):
                 return token_ids[:end]
         return token_ids
+
+
+@contextlib.contextmanager
+def _head_reads(model: Any, choose: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the LM's head read only a part of what it is given; what a family does with logits behind it stays."""
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: (choose(given[0]),))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _StopAtText(StoppingCriteria):

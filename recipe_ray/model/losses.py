@@ -4,7 +4,7 @@ Each gives its value element by element, a query or an answer token at a time; a
 whole batch, whichever worker holds them. A `margin` drops, as the authors' code does and the paper's formulas do not
 show, what is won already: where the right probability exceeds `margin` times the highest other one.
 
-Shape letters: B queries, A answer tokens, V vocabulary, F candidate keys, K key width.
+Shape letters: B queries, A answer tokens of all rows, V vocabulary, F candidate keys, K key width.
 """
 
 import math
@@ -14,26 +14,24 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def answer_nll(logits_BAV: Tensor, answers_BA: Tensor, mask_BA: Tensor, *, margin: float | None = None) -> Tensor:
-    """-log f(o | p ⊕ q) of each answer token, [B, A]: reliability and generality; 0 where the mask is.
+def answer_nll(logits_AV: Tensor, answers_A: Tensor, *, margin: float | None = None) -> Tensor:
+    """-log f(o | p ⊕ q) of each answer token, [A]: reliability and generality.
 
     Args:
-        logits_BAV: logits that predict each answer token.
-        answers_BA: int64 answer tokens; any token id where the mask is 0.
-        mask_BA: 1 where an answer token stands.
+        logits_AV: logits that predict each answer token.
+        answers_A: int64 answer tokens.
         margin: see above.
     """
-    logits_BVA = logits_BAV.float().transpose(1, 2)
-    nll_BA = functional.cross_entropy(logits_BVA, answers_BA, reduction="none")
-    return nll_BA * mask_BA * _not_won(logits_BVA, answers_BA, margin)
+    logits_AV = logits_AV.float()
+    nll_A = functional.cross_entropy(logits_AV, answers_A, reduction="none")
+    return nll_A * _not_won(logits_AV, answers_A, margin)
 
 
-def locality_kl(edited_BAV: Tensor, unedited_BAV: Tensor, mask_BA: Tensor) -> Tensor:
-    """KL(f(·|q) ‖ f(·|p ⊕ q)) at each of the answer's positions, [B, A]; 0 where the mask is."""
-    edited = functional.log_softmax(edited_BAV.float(), -1)
-    unedited = functional.log_softmax(unedited_BAV.float(), -1)
-    kl_BA = functional.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
-    return kl_BA * mask_BA
+def locality_kl(edited_AV: Tensor, unedited_AV: Tensor) -> Tensor:
+    """KL(f(·|q) ‖ f(·|p ⊕ q)) at each of the answer's positions, [A]."""
+    edited = functional.log_softmax(edited_AV.float(), -1)
+    unedited = functional.log_softmax(unedited_AV.float(), -1)
+    return functional.kl_div(edited, unedited, reduction="none", log_target=True).sum(-1)
 
 
 def neighbour_nll(logits_BF: Tensor, own_B: Tensor) -> Tensor:

@@ -42,12 +42,16 @@ class PaddedRows:
         return embeds_BTD.index_put(index, prompts_RPD.to(embeds_BTD.dtype))
 
 
+def start_in_text(token_ids: Sequence[int], position: PromptPosition, bos_token_id: int | None) -> int:
+    """Tokens of a text before its continuous prompt: `after_bos` in a text without BOS means first."""
+    return int(position == "after_bos" and bool(token_ids) and token_ids[0] == bos_token_id)
+
+
 def pad_rows(
     token_ids: Sequence[Sequence[int]],
     *,
     num_virtual_tokens: Sequence[int],
-    position: PromptPosition,
-    bos_token_id: int | None,
+    starts: Sequence[int],
     device: torch.device,
 ) -> PaddedRows:
     """Lay out rows of token ids.
@@ -55,18 +59,16 @@ def pad_rows(
     Args:
         token_ids: one list a row, BOS included where the tokenizer adds one.
         num_virtual_tokens: per row, P or 0 (no prompt); all rows with a prompt share one P.
-        position: where the virtual tokens stand; `after_bos` in a row without BOS means first.
-        bos_token_id: the tokenizer's BOS, None where it has none.
+        starts: per row, tokens before its virtual tokens.
     """
     lengths = [len(ids) + num for ids, num in zip(token_ids, num_virtual_tokens, strict=True)]
     width = max(lengths)
     ids_BT = torch.zeros(len(lengths), width, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
     prefixed, slots = [], []
-    for row, (ids, num, length) in enumerate(zip(token_ids, num_virtual_tokens, lengths, strict=True)):
+    for row, (ids, num, lead, length) in enumerate(zip(token_ids, num_virtual_tokens, starts, lengths, strict=True)):
         start = width - length
         mask_BT[row, start:] = 1
-        lead = 1 if position == "after_bos" and ids and ids[0] == bos_token_id else 0
         ids_BT[row, start : start + lead] = torch.tensor(ids[:lead], dtype=torch.long)
         ids_BT[row, start + lead + num :] = torch.tensor(ids[lead:], dtype=torch.long)
         if num:
