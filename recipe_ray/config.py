@@ -20,6 +20,11 @@ Precision = Literal["float32", "bfloat16", "auto"]
 TESTBED = "testbed"  # the id of the LM and the encoder that ship with the package
 
 
+# Of a field of `EditorConfig` that came after editors had been written: its default says what those were. What is
+# written leaves it out where it has that default, so that their cards can be read and their fingerprints stay.
+LATER = {"later": True}
+
+
 def _among(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
         raise ConfigError(f"{name} is {value!r}; give one of {', '.join(get_args(choices))}")
@@ -42,6 +47,8 @@ class EditorConfig:
         similarity: inner_product divides by the square root of K (paper); cosine normalises keys, queries and sentinel
             and learns the temperature.
         prompt_position: the continuous prompt stands first (the authors' code) or after the LLM's BOS token.
+        trained_encoder_layers: so many of the encoder's top layers are trained, and its pooler where that is pooled;
+            all below stays as it was pretrained, and is not saved with the editor. None trains the whole encoder.
     """
 
     llm: str
@@ -52,11 +59,16 @@ class EditorConfig:
     pooling: tuple[Pooling, ...] = ("max", "min", "mean")
     similarity: Similarity = "inner_product"
     prompt_position: PromptPosition = "first"
+    trained_encoder_layers: int | None = dataclasses.field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name, least in (("key_width", 1), ("num_virtual_tokens", 0), ("num_sentinel_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.trained_encoder_layers is not None and self.trained_encoder_layers < 0:
+            raise ConfigError(
+                f"trained_encoder_layers is {self.trained_encoder_layers}; give 0 or more, or null to train the whole"
+            )
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
         if not self.pooling or len(set(self.pooling)) < len(self.pooling):
@@ -66,7 +78,11 @@ class EditorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `editor_config_from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        unsaid = [
+            one.name for one in dataclasses.fields(self) if "later" in one.metadata and values[one.name] == one.default
+        ]
+        return {name: value for name, value in values.items() if name not in unsaid}
 
 
 def editor_config_from_dict(values: Mapping[str, Any], *, place: str) -> EditorConfig:
@@ -75,12 +91,15 @@ def editor_config_from_dict(values: Mapping[str, Any], *, place: str) -> EditorC
     Raises:
         ConfigError: a field is missing, unknown or of another type, with the place.
     """
-    types = {field.name: field.type if field.type is int else str for field in dataclasses.fields(EditorConfig)}
-    if wrong := sorted(set(values) ^ set(types)):
+    fields = dataclasses.fields(EditorConfig)
+    needed = {field.name for field in fields if "later" not in field.metadata}
+    if wrong := sorted((needed - set(values)) | (set(values) - {field.name for field in fields})):
         raise ConfigError(f"{place}: field {wrong[0]!r} is missing or unknown; was it written by another version?")
-    for name, expected in ({**types, "pooling": (list, tuple)}).items():
-        if not isinstance(values[name], expected):
-            raise ConfigError(f"{place}: {name} is {values[name]!r}; was it written by another version?")
+    types: dict[str, Any] = {one.name: one.type if one.type in (int, int | None) else str for one in fields}
+    types["pooling"] = (list, tuple)
+    for name, value in values.items():
+        if not isinstance(value, types[name]):
+            raise ConfigError(f"{place}: {name} is {value!r}; was it written by another version?")
     return EditorConfig(**{**values, "pooling": tuple(values["pooling"])})
 
 

@@ -92,6 +92,8 @@ class Editor(nn.Module):
         self.config = config
         self.llm_width = llm_width
         self.encoder = encoder
+        if config.trained_encoder_layers is not None:
+            encoder.freeze_below(config.trained_encoder_layers)
         self.key_head = Head(encoder.width, config.key_width)
         self.query_head = Head(encoder.width, config.key_width)
         # One start for both heads: then a query already lies near the key of a like statement, since a random

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from recipe_ray.config import Pooling
 from recipe_ray.errors import ConfigError, ModelError
-from recipe_ray.model.hub import is_causal, loading, model_source
+from recipe_ray.model.hub import is_causal, layers_of, loading, model_source
 from recipe_ray.presets import ROBERTA
 from recipe_ray.text import canonical
 
@@ -45,6 +45,25 @@ class TextEncoder(nn.Module):
             backend.no_truncation()
         if "pooler" in self.pooling and getattr(model, "pooler", None) is None:
             raise ConfigError(f"pooling names 'pooler', but {type(model).__name__} has none; leave it out")
+
+    def freeze_below(self, num_layers: int) -> None:
+        """From now on train so many of the top layers alone, and the pooler where there is one.
+
+        Behind what is frozen no graph is kept, but for the sentinel's, whose vectors enter at the bottom.
+
+        Raises:
+            ConfigError: the encoder has fewer layers.
+        """
+        layers = layers_of(self.model)
+        if num_layers > len(layers):
+            raise ConfigError(
+                f"trained_encoder_layers is {num_layers}, but {type(self.model).__name__} has {len(layers)} layers; "
+                f"give at most {len(layers)}"
+            )
+        self.requires_grad_(False)
+        for module in (*layers[len(layers) - num_layers :], getattr(self.model, "pooler", None)):
+            if module is not None:
+                module.requires_grad_(True)
 
     @property
     def hidden_width(self) -> int:

@@ -57,10 +57,10 @@ def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) 
 
 def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """Adam with a rate of its own for encoder, retrieval heads and prompt encoder; linear rise, cosine fall."""
-    encoder = list(editor.encoder.parameters())
+    encoder = [parameter for parameter in editor.encoder.parameters() if parameter.requires_grad]
     prompt_encoder = list(editor.prompt_encoder.parameters()) if editor.prompt_encoder else []
     taken = {id(parameter) for parameter in encoder + prompt_encoder}
-    heads = [parameter for parameter in editor.parameters() if id(parameter) not in taken]
+    heads = [one for one in editor.parameters() if one.requires_grad and id(one) not in taken]
     optimizer = torch.optim.AdamW(
         [
             {"params": encoder, "lr": config.encoder_lr},
