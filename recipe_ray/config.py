@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -256,6 +257,8 @@ class TrainConfig:
         encoder_lr: peak learning rate of the text encoder (paper: 1e-5 for everything, with pretrained RoBERTa).
         head_lr: of heads, sentinel and temperature.
         prompt_lr: of the prompt encoder.
+        start: an editor whose weights the training begins with, in place of fresh ones: a directory, local or s3://, or
+            the name of a published editor; of this training's shape.
         num_warm_start: edits to whose answers' embeddings the prompt encoder is fitted, by least squares, before the
             first step (see `recipe_ray.model.training.warm_start`); 0 for the paper's cold start.
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
@@ -283,6 +286,7 @@ class TrainConfig:
     encoder_lr: float = 1e-5
     head_lr: float = 1e-5
     prompt_lr: float = 1e-5
+    start: str | None = None
     num_warm_start: int = 0
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
@@ -344,8 +348,18 @@ class TrainConfig:
             raise ConfigError(
                 "num_sentinel_tokens is 0, but the sentinel's loss has a weight; set the weight sentinel to 0"
             )
+        if self.start is not None and self.num_warm_start:
+            raise ConfigError(
+                f"start is {self.start!r} and num_warm_start {self.num_warm_start}, which would overwrite the prompt "
+                "encoder that it begins with; set num_warm_start to 0, or leave start out"
+            )
         if self.shard_llm and self.num_workers == 1:
             raise ConfigError("shard_llm is on, but num_workers is 1; give 2 or more, or leave it off")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as JSON gives them back."""
+        values = {**dataclasses.asdict(self), "editor": self.editor.to_dict()}
+        return cast("dict[str, Any]", json.loads(json.dumps(values)))
 
     @property
     def num_steps(self) -> int:

@@ -40,6 +40,7 @@ class TextEncoder(nn.Module):
         self.model = cast(Any, model)
         self.tokenizer = tokenizer
         self.pooling = tuple(pooling)
+        self.frozen_names: frozenset[str] = frozenset()  # of parameters that stay as they were pretrained
         if backend := getattr(tokenizer, "backend_tokenizer", None):  # its file may say both; all of a text is wanted
             backend.no_padding()
             backend.no_truncation()
@@ -64,6 +65,7 @@ class TextEncoder(nn.Module):
         for module in (*layers[len(layers) - num_layers :], getattr(self.model, "pooler", None)):
             if module is not None:
                 module.requires_grad_(True)
+        self.frozen_names = frozenset(name for name, one in self.named_parameters() if not one.requires_grad)
 
     @property
     def hidden_width(self) -> int:

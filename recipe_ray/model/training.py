@@ -6,6 +6,7 @@ Shape letters: F facts, K key width, P virtual tokens, D LLM width.
 import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -14,12 +15,44 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipe_ray.config import LossWeights, TrainConfig
+from recipe_ray.errors import EditorError
 from recipe_ray.examples import EditExample
 from recipe_ray.model.batch import StepBatch
-from recipe_ray.model.editor import Editor
+from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.model.llm import FrozenLLM
 
 RIDGE = 0.02  # beside features of unit size
+# Of an editor's configuration, what its weights mean; state dicts of one shape may differ in it.
+MEANING = ("key_width", "num_virtual_tokens", "num_sentinel_tokens", "pooling", "similarity")
+
+
+def start_from(editor: Editor, place: str | Path) -> None:
+    """Begin with the weights of another editor, of the same shape.
+
+    Raises:
+        EditorError: it cannot be read, has another shape, or trained a part of the encoder that is frozen here.
+        ModelError: as `load_editor`.
+    """
+    start = load_editor(place, "cpu")
+    for name, there, here in (
+        ("llm_width", start.llm_width, editor.llm_width),
+        *((name, getattr(start.config, name), getattr(editor.config, name)) for name in MEANING),
+    ):
+        if there != here:
+            raise EditorError(f"start {place}: its {name} is {there}, and {here} in this training; give the same shape")
+    pretrained = editor.frozen_digest()
+    try:
+        editor.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise EditorError(
+            f"start {place}: has other weights ({' '.join(str(error).split())[:200]}); give the same shape and encoder"
+        ) from error
+    if editor.frozen_digest() != pretrained:
+        raise EditorError(
+            f"start {place}: trained more of encoder {start.config.encoder} than the "
+            f"{editor.config.trained_encoder_layers} layers of this training, or began with other weights; give "
+            f"trained_encoder_layers {start.config.trained_encoder_layers} and encoder {start.config.encoder}"
+        )
 
 
 @torch.no_grad()
