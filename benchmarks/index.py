@@ -35,7 +35,7 @@ from rich.console import Console
 from recipe_ray.errors import TableError
 from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.retrieval import NO_FACT, decide
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.indexes.ann import PartIndex, exact_nearest
 from recipe_ray.store.indexes.exact import inner_products
 from recipe_ray.store.indexes.tuning import IndexSettings, Sample, build_tuned, choose, norm_range
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="where the editor encodes")
     parser.add_argument("--output", type=Path, help="file for the JSON as well")
     args = parser.parse_args()
-    editor = load_editor(localize(args.editor), args.device)
+    editor = load_editor(localize_editor(args.editor), args.device)
     args.cache.mkdir(parents=True, exist_ok=True)
     largest = max(args.num_facts)
     if args.table is None:

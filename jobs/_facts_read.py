@@ -9,7 +9,7 @@ import tyro
 from jobs._facts import Command, TableArgs, VersionArgs, as_text, check_limit, check_version, say, say_json, show
 from recipe_ray.distributed.progress import progress
 from recipe_ray.errors import ConfigError
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.indexes.artefacts import EncodeQueries
 from recipe_ray.store.reading.changes import KINDS, Change, read_changes
 from recipe_ray.store.reading.commits import read_commits
@@ -340,7 +340,7 @@ def query_encoder(editor: str, table: FactTable) -> EncodeQueries:
     # Here, not above: without an editor no command needs PyTorch.
     from recipe_ray.model.editor import load_editor
 
-    loaded = load_editor(localize(editor))
+    loaded = load_editor(localize_editor(editor))
     table.check_editor(loaded.identity())
     return loaded.encode_queries
 

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jobs._cli import run
-from recipe_ray.store.files import localize, write_text
+from recipe_ray.store.files import localize_editor, write_text
 from recipe_ray.store.indexes.args import IndexBuildConfig
 from recipe_ray.store.indexes.artefacts import EncodeQueries, build_index
 from recipe_ray.store.indexes.manifest import IndexManifest, PartEntry
@@ -87,7 +87,7 @@ def _encoder(editor: str, table: str, version: int | None) -> EncodeQueries:
     # Here, not above: without an editor this job needs no PyTorch.
     from recipe_ray.model.editor import load_editor
 
-    loaded = load_editor(localize(editor))
+    loaded = load_editor(localize_editor(editor))
     FactTable.open(table, version).check_editor(loaded.identity())
     return loaded.encode_queries
 

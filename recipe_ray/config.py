@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,11 @@ Questions = Literal["both", "random", "alternate"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
 TESTBED = "testbed"  # the id of the LM and the encoder that ship with the package
+
+
+# Of a field of `EditorConfig` that came after editors had been written: its default says what those were. What is
+# written leaves it out where it has that default, so that their cards can be read and their fingerprints stay.
+LATER = {"later": True}
 
 
 def _among(name: str, value: str, choices: Any) -> None:
@@ -48,6 +54,8 @@ class EditorConfig:
             assistant's turn that answers it.
         prompt_source: what a continuous prompt is made of: the key alone (paper), or the statement's last tokens too,
             as the LLM embeds them.
+        trained_encoder_layers: so many of the encoder's top layers are trained, and its pooler where that is pooled;
+            all below stays as it was pretrained, and is not saved with the editor. None trains the whole encoder.
     """
 
     llm: str
@@ -58,13 +66,18 @@ class EditorConfig:
     pooling: tuple[Pooling, ...] = ("max", "min", "mean")
     similarity: Similarity = "inner_product"
     prompt_position: PromptPosition = "first"
-    chat_position: ChatPosition = "as_text"
-    prompt_source: PromptSource = "key"
+    chat_position: ChatPosition = dataclasses.field(default="as_text", metadata=LATER)
+    prompt_source: PromptSource = dataclasses.field(default="key", metadata=LATER)
+    trained_encoder_layers: int | None = dataclasses.field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for name, least in (("key_width", 1), ("num_virtual_tokens", 0), ("num_sentinel_tokens", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give {least} or more")
+        if self.trained_encoder_layers is not None and self.trained_encoder_layers < 0:
+            raise ConfigError(
+                f"trained_encoder_layers is {self.trained_encoder_layers}; give 0 or more, or null to train the whole"
+            )
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
         _among("chat_position", self.chat_position, ChatPosition)
@@ -76,7 +89,11 @@ class EditorConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `editor_config_from_dict` is the inverse."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        unsaid = [
+            one.name for one in dataclasses.fields(self) if "later" in one.metadata and values[one.name] == one.default
+        ]
+        return {name: value for name, value in values.items() if name not in unsaid}
 
 
 def editor_config_from_dict(values: Mapping[str, Any], *, place: str) -> EditorConfig:
@@ -85,12 +102,15 @@ def editor_config_from_dict(values: Mapping[str, Any], *, place: str) -> EditorC
     Raises:
         ConfigError: a field is missing, unknown or of another type, with the place.
     """
-    types = {field.name: field.type if field.type is int else str for field in dataclasses.fields(EditorConfig)}
-    if wrong := sorted(set(values) ^ set(types)):
+    fields = dataclasses.fields(EditorConfig)
+    needed = {field.name for field in fields if "later" not in field.metadata}
+    if wrong := sorted((needed - set(values)) | (set(values) - {field.name for field in fields})):
         raise ConfigError(f"{place}: field {wrong[0]!r} is missing or unknown; was it written by another version?")
-    for name, expected in ({**types, "pooling": (list, tuple)}).items():
-        if not isinstance(values[name], expected):
-            raise ConfigError(f"{place}: {name} is {values[name]!r}; was it written by another version?")
+    types: dict[str, Any] = {one.name: one.type if one.type in (int, int | None) else str for one in fields}
+    types["pooling"] = (list, tuple)
+    for name, value in values.items():
+        if not isinstance(value, types[name]):
+            raise ConfigError(f"{place}: {name} is {value!r}; was it written by another version?")
     return EditorConfig(**{**values, "pooling": tuple(values["pooling"])})
 
 
@@ -247,6 +267,8 @@ class TrainConfig:
         encoder_lr: peak learning rate of the text encoder (paper: 1e-5 for everything, with pretrained RoBERTa).
         head_lr: of heads, sentinel and temperature.
         prompt_lr: of the prompt encoder.
+        start: an editor whose weights the training begins with, in place of fresh ones: a directory, local or s3://, or
+            the name of a published editor; of this training's shape.
         num_warm_start: edits to whose answers' embeddings the prompt encoder is fitted, by least squares, before the
             first step (see `recipe_ray.model.training.warm_start`); 0 for the paper's cold start.
         warmup_share: share of all steps over which the rates rise; they fall along a cosine to nothing afterwards.
@@ -275,6 +297,7 @@ class TrainConfig:
     encoder_lr: float = 1e-5
     head_lr: float = 1e-5
     prompt_lr: float = 1e-5
+    start: str | None = None
     num_warm_start: int = 0
     warmup_share: float = 0.05
     max_grad_norm: float = 1.0
@@ -337,8 +360,18 @@ class TrainConfig:
             raise ConfigError(
                 "num_sentinel_tokens is 0, but the sentinel's loss has a weight; set the weight sentinel to 0"
             )
+        if self.start is not None and self.num_warm_start:
+            raise ConfigError(
+                f"start is {self.start!r} and num_warm_start {self.num_warm_start}, which would overwrite the prompt "
+                "encoder that it begins with; set num_warm_start to 0, or leave start out"
+            )
         if self.shard_llm and self.num_workers == 1:
             raise ConfigError("shard_llm is on, but num_workers is 1; give 2 or more, or leave it off")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values as JSON gives them back."""
+        values = {**dataclasses.asdict(self), "editor": self.editor.to_dict()}
+        return cast("dict[str, Any]", json.loads(json.dumps(values)))
 
     @property
     def num_steps(self) -> int:

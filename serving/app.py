@@ -12,7 +12,7 @@ from recipe_ray.errors import ConfigError
 from recipe_ray.model.editor import read_config, read_identity
 from recipe_ray.model.hub import absolute_model
 from recipe_ray.model.llm import check_prompt_width, llm_width
-from recipe_ray.store.files import absolute, localize
+from recipe_ray.store.files import absolute_editor, localize_editor
 from recipe_ray.store.table import FactTable
 from serving.engine import EngineDeployment
 from serving.http.context import Limits
@@ -71,7 +71,7 @@ def build_app(args: AppArgs) -> Application:
 
 
 def _name(model: ModelArgs) -> str:
-    return model.model_name or model.llm or read_identity(localize(absolute(model.editor))).llm
+    return model.model_name or model.llm or read_identity(localize_editor(model.editor)).llm
 
 
 def _host() -> str | None:
@@ -82,8 +82,8 @@ def _host() -> str | None:
 
 def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelParts:
     """Check one model and make its deployments; their names carry its number where there are several."""
-    editor = absolute(model.editor)
-    config, identity = read_config(localize(editor)), read_identity(localize(editor))
+    editor = absolute_editor(model.editor)
+    config, identity = read_config(localize_editor(editor)), read_identity(localize_editor(editor))
     llm = absolute_model(model.llm or identity.llm)  # replicas run in other folders
     check_prompt_width(llm, llm_width(llm), identity.llm_width)
     table = FactTable.open(model.table, model.snapshot)

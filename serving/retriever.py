@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recipe_ray.config import EditorIdentity
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.indexes.exact import inner_products
 from recipe_ray.store.live.index import LiveIndex, LiveSettings
 from recipe_ray.store.table import FactTable
@@ -357,7 +357,7 @@ class Retriever(FactRetriever):
         # Here, not above: of the replicas only those that hold a model need to load what reads one.
         from recipe_ray.model.editor import load_editor
 
-        loaded = load_editor(localize(editor), device)
+        loaded = load_editor(localize_editor(editor), device)
         identity = loaded.identity()
         # A replica may start long after the application was checked, with other weights in the same place.
         opened = FactTable.open(table, version, moved=False)

@@ -20,7 +20,7 @@ class ModelArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     editor: str
-    """Trained editor: a directory that every node sees, or s3://."""
+    """Trained editor: a directory that every node sees, s3://, or the name of a published one."""
     table: str
     """Table of facts: a path that every node sees, or s3://."""
     llm: str | None = None

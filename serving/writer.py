@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from recipe_ray.facts import Fact
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.probe import check_conditional_writes
 from serving.group_writer import MERGE_EVERY, POLL_S, Writer, WriterOptions
 from serving.messages import Refusal, SnapshotInfo, WriteResult
@@ -112,7 +112,7 @@ class WriterDeployment:
         # Here, not above: a writer of a fixed version needs nothing of what loads a model.
         from recipe_ray.model.editor import load_editor
 
-        loaded = load_editor(localize(editor), device)
+        loaded = load_editor(localize_editor(editor), device)
         options = WriterOptions(poll_s=poll_s, merge_every=merge_every)
         self._writer = Writer(table, identity=loaded.identity(), encode=loaded.encode_facts, options=options)
         check_conditional_writes(table)

@@ -28,6 +28,7 @@ REAL = DataConfig(sources=("zsre:x",))
         (EDITOR, {"key_width": 0}, "key_width is 0; give 1 or more"),
         (EDITOR, {"num_virtual_tokens": -1}, "num_virtual_tokens is -1; give 0 or more"),
         (EDITOR, {"num_sentinel_tokens": -1}, "num_sentinel_tokens is -1"),
+        (EDITOR, {"trained_encoder_layers": -1}, "trained_encoder_layers is -1; give 0 or more, or null"),
         (EDITOR, {"similarity": "euclidean"}, "similarity is 'euclidean'; give one of inner_product, cosine"),
         (EDITOR, {"prompt_position": "last"}, "prompt_position is 'last'; give one of first, after_bos"),
         (EDITOR, {"pooling": ()}, r"pooling is \(\); name each part once, at least one"),
@@ -119,6 +120,13 @@ def test_an_editor_config_comes_back_from_json(part):
     assert editor_config_from_dict(json.loads(json.dumps(config.to_dict())), place="card") == config
 
 
+def test_a_field_that_came_later_is_written_where_it_says_something_alone():
+    assert "trained_encoder_layers" not in EDITOR.to_dict()
+    frozen = dataclasses.replace(EDITOR, trained_encoder_layers=0)
+    assert frozen.to_dict() == {**EDITOR.to_dict(), "trained_encoder_layers": 0}
+    assert editor_config_from_dict(json.loads(json.dumps(frozen.to_dict())), place="card") == frozen
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
@@ -126,6 +134,7 @@ def test_an_editor_config_comes_back_from_json(part):
         ({"llm": 7}, "editor.json: llm is 7"),
         ({"key_width": "7"}, "editor.json: key_width is '7'"),
         ({"pooling": "max"}, "editor.json: pooling is 'max'"),
+        ({"trained_encoder_layers": "2"}, "editor.json: trained_encoder_layers is '2'"),
     ],
 )
 def test_a_written_config_of_another_make_is_refused_by_place(changes, complaint):

@@ -20,7 +20,7 @@ from recipe_ray.distributed import stages, workers
 from recipe_ray.distributed.nightly_args import NightlyConfig
 from recipe_ray.eval.canary import CanaryQuestion, CanaryReport, Told, judge
 from recipe_ray.retrieval import NO_FACT, decide
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.indexes.exact import inner_products
 from recipe_ray.store.live.preview import preview
 from recipe_ray.store.parquet import DataFile, read_batches
@@ -153,7 +153,7 @@ def encode_questions(*, editor: str, prompts: Sequence[str]) -> npt.NDArray[np.f
     """Queries [B, K], as a server's retriever encodes them: on a CPU."""
     from recipe_ray.model.editor import load_editor  # seconds, which tasks that only read do not spend
 
-    return load_editor(localize(editor), "cpu").encode_queries(prompts)
+    return load_editor(localize_editor(editor), "cpu").encode_queries(prompts)
 
 
 def ask_shard(
@@ -240,7 +240,7 @@ def generate_answers(
     from recipe_ray.model.llm import load_llm
 
     frozen = load_llm(llm, device)
-    position = read_config(localize(editor)).prompt_position
+    position = read_config(localize_editor(editor)).prompt_position
     answers = []
     for start in range(0, len(prompts), _BATCH_SIZE):
         batch = slice(start, start + _BATCH_SIZE)

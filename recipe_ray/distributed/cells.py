@@ -113,7 +113,7 @@ class Setup:
             device=self.device,
             seed=self.seed,
             state=files.join(self.folder, STATE_FOLDER),
-            editor=None if editor is None else files.localize(editor),
+            editor=None if editor is None else files.localize_editor(editor),
             encoder=self.encoder,
             training=self.training,
             batches=self.batches,

@@ -7,7 +7,7 @@ import ray
 
 from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.errors import ConfigError
-from recipe_ray.store.files import absolute
+from recipe_ray.store.files import absolute_editor
 
 TASK_CPUS = 0.5  # two cores must hold a reader, a writer and an encoder at once
 
@@ -65,7 +65,7 @@ def fit_encoders(config: IngestConfig) -> Encoders:
             f"{gpus:g} GPUs each; give fewer, or add nodes"
         )
     return Encoders(
-        editor=absolute(config.editor),
+        editor=absolute_editor(config.editor),
         device="cuda" if use_gpu else "cpu",
         num_encoders=config.num_encoders or room,
         cpus=cpus,

@@ -98,7 +98,7 @@ class EvaluateArgs:
                 raise ConfigError(f"ablations names {given!r}; give NAME=DIRECTORY")
             if name in folders:
                 raise ConfigError(f"ablations names {name!r} twice; give each a name of its own")
-            folders[name] = files.absolute(folder)
+            folders[name] = files.absolute_editor(folder)
         return folders
 
     def tuning_sources(self) -> tuple[str, ...]:

@@ -82,12 +82,12 @@ def planned(args: EvaluateArgs) -> Plan:
     llm = absolute_model(args.llm)
     width = llm_width(llm)  # a wrong name fails here, before any worker starts
     preset: Preset = args.preset or ("testbed" if width <= SMALL_WIDTH else "7b")
-    editor = None if args.editor is None else files.absolute(args.editor)
+    editor = None if args.editor is None else files.absolute_editor(args.editor)
     ablations = args.ablation_folders()
-    fingerprints = {name: read_fingerprint(files.localize(where)) for name, where in ablations.items()}
+    fingerprints = {name: read_fingerprint(files.localize_editor(where)) for name, where in ablations.items()}
     encoder = args.encoder or TESTBED
     if editor is not None:
-        local = files.localize(editor)
+        local = files.localize_editor(editor)
         fingerprints["recipe"] = read_fingerprint(local)
         encoder = args.encoder or read_config(local).encoder
     encoder = absolute_model(encoder)

@@ -32,7 +32,7 @@ from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import CommitConflictError, log_versions, open_delta, retrying
 from recipe_ray.store.dumps.rows import SPLIT_BYTES, DumpOptions, form_of, split_files, values_of
 from recipe_ray.store.dumps.values import FolderValues
-from recipe_ray.store.files import SourceFile, check_writable, list_files, localize
+from recipe_ray.store.files import SourceFile, check_writable, list_files, localize_editor
 from recipe_ray.store.parquet import DataFile
 from recipe_ray.store.pointer import follow
 from recipe_ray.store.probe import check_conditional_writes
@@ -116,7 +116,7 @@ def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -
     """
     started, now = time.monotonic(), datetime.now(UTC)
     config = dataclasses.replace(config, table=follow(config.table))
-    identity = read_identity(localize(config.editor))
+    identity = read_identity(localize_editor(config.editor))
     check_writable(config.table)
     check_conditional_writes(config.table)
     table = None

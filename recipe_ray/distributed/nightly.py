@@ -19,7 +19,7 @@ from recipe_ray.distributed.servers import await_version
 from recipe_ray.errors import RecipeError
 from recipe_ray.eval.canary import CanaryReport, read_canary
 from recipe_ray.store.delta import log_versions
-from recipe_ray.store.files import localize
+from recipe_ray.store.files import localize_editor
 from recipe_ray.store.indexes.artefacts import build_index, latest_index
 from recipe_ray.store.indexes.manifest import IndexManifest, read_manifest
 from recipe_ray.store.parquet import DataFile
@@ -205,7 +205,7 @@ def index_table(*, table: str, version: int, editor: str) -> IndexManifest:
     """Index a version, its recall measured on the prompts of facts."""
     from recipe_ray.model.editor import load_editor  # seconds, which the driver does not spend
 
-    return build_index(table, version, encode_queries=load_editor(localize(editor), "cpu").encode_queries)
+    return build_index(table, version, encode_queries=load_editor(localize_editor(editor), "cpu").encode_queries)
 
 
 def _summary(manifest: IndexManifest, *, repeated: bool) -> IndexSummary:

@@ -19,7 +19,7 @@ from recipe_ray.distributed.ingest_args import IngestConfig
 from recipe_ray.errors import ConfigError, OutputError, TableError
 from recipe_ray.model.editor import read_identity
 from recipe_ray.store.delta import open_delta
-from recipe_ray.store.files import absolute, filesystem, join, localize, read_text, write_text
+from recipe_ray.store.files import absolute, filesystem, join, localize_editor, read_text, write_text
 from recipe_ray.store.pointer import follow, move_back, read_pointer, write_pointer
 from recipe_ray.store.quarantine import read_quarantine
 from recipe_ray.store.reading.commits import read_commits
@@ -110,7 +110,7 @@ def reencode(config: ReencodeConfig) -> ReencodeReport:
         OutputError: a place cannot be read or written.
     """
     started = time.monotonic()
-    identity = read_identity(localize(config.editor))
+    identity = read_identity(localize_editor(config.editor))
     place, source_uri, output = _places(config, identity)
     state = _begin(source_uri, output, identity)
     num_rounds = num_encoded = 0

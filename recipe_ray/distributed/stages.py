@@ -26,7 +26,7 @@ from recipe_ray.distributed.encoders import TASK_CPUS, Encoders
 from recipe_ray.distributed.faults import user_faults
 from recipe_ray.errors import TableError
 from recipe_ray.store.dumps.rows import DumpOptions, Split, hash_file
-from recipe_ray.store.files import SourceFile, localize
+from recipe_ray.store.files import SourceFile, localize_editor
 from recipe_ray.store.parquet import DataFile, read_batches, write_events
 from recipe_ray.store.reading.contradictions import find_contradictions
 from recipe_ray.store.resolve import IngestCounts, resolve
@@ -269,7 +269,7 @@ def _stage(split: Split, *, options: DumpOptions, staging: Staging, now: datetim
 def _encode(statements: Sequence[str], encoders: Encoders) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     from recipe_ray.model.editor import load_editor  # seconds, which tasks that only read and write do not spend
 
-    return load_editor(localize(encoders.editor), encoders.device).encode_facts(statements)
+    return load_editor(localize_editor(encoders.editor), encoders.device).encode_facts(statements)
 
 
 def _resolve(
@@ -315,7 +315,7 @@ class Encoder:
 
         # Loaded with the first batch: an error in the constructor would reach the driver as a dead actor, without its
         # type and message.
-        return load_editor(localize(self._path), self._device)
+        return load_editor(localize_editor(self._path), self._device)
 
     def __call__(self, facts: pa.Table) -> Iterator[pa.Table]:
         """Encode the statements of one unit."""

@@ -16,13 +16,15 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from recipe_ray.config import TrainConfig
 from recipe_ray.datasets.sources import EditData, absolute_sources, open_training_data
+from recipe_ray.distributed.provenance import command_line, commit
 from recipe_ray.distributed.tracking import check_tracking
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_worker
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
-from recipe_ray.model.editor import CARD_FILE
+from recipe_ray.model.editor import read_card
 from recipe_ray.model.encoder import check_encoder
 from recipe_ray.model.hub import absolute_model
 from recipe_ray.model.llm import llm_width
+from recipe_ray.published import CARD_FILE
 from recipe_ray.store import files
 from recipe_ray.store.objects import object_filesystem
 
@@ -76,6 +78,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     files.check_writable(storage)
     files.check_writable(output)
     config = _absolute(config)
+    origin = _origin(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
     check_tracking()
@@ -88,7 +91,7 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     _claim_run(config, files.join(storage, run), output)
     trainer = ray.train.torch.TorchTrainer(
         train_worker,
-        train_loop_config={"args": WorkerArgs(config=config, run=run, folder=files.join(storage, run))},
+        train_loop_config={"args": WorkerArgs(config=config, run=run, folder=files.join(storage, run), origin=origin)},
         scaling_config=scaling,
         run_config=RunConfig(
             name=run,
@@ -128,7 +131,16 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     """The same with local paths absolute: workers run in other folders."""
     llm, encoder = absolute_model(config.editor.llm), absolute_model(config.editor.encoder)
     editor = dataclasses.replace(config.editor, llm=llm, encoder=encoder)
-    return dataclasses.replace(config, editor=editor, data=absolute_sources(config.data))
+    start = config.start and files.absolute_editor(config.start)
+    return dataclasses.replace(config, editor=editor, start=start, data=absolute_sources(config.data))
+
+
+def _origin(config: TrainConfig) -> dict[str, Any]:
+    """For the editor's card: the command, the commit, and the card of the editor that the training goes on from."""
+    origin: dict[str, Any] = {"command": command_line(), "commit": commit()}
+    if config.start is not None:
+        origin["started_from"] = read_card(files.localize_editor(config.start))
+    return origin
 
 
 def _best(result: Result) -> tuple[ray.train.Checkpoint, dict[str, Any]]:
@@ -142,7 +154,7 @@ def _claim_run(config: TrainConfig, folder: str, output: str) -> None:
 
     A fresh run also refuses an output that holds an editor already: better now than after the training.
     """
-    resolved = json.loads(json.dumps(dataclasses.asdict(config)))
+    resolved = config.to_dict()
     path = files.join(folder, CONFIG_FILE)
     written = files.read_text(path)
     if written is None:

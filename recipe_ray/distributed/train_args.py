@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from recipe_ray.config import TESTBED, DataConfig, TrainConfig
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER
+from recipe_ray.model.editor import read_config
 from recipe_ray.presets import preset, with_method
 from recipe_ray.settings import changed
 from recipe_ray.store import files
@@ -24,6 +25,8 @@ class TrainArgs:
         run: names the run; the same name continues it from its last checkpoint. The preset's name if not given.
         storage: folder of all runs, local or s3://; on several nodes, one that all of them reach.
         output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
+        start: a trained editor to go on from, in place of a fresh one: its directory, local or s3://, or the name of a
+            published one. Its LLM, encoder and shape take the place of the preset's, and nothing is warm-started.
         llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
         encoder: text encoder instead of the preset's: likewise.
         data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
@@ -42,6 +45,7 @@ class TrainArgs:
     run: str | None = None
     storage: str = DEFAULT_STORAGE
     output: str | None = None
+    start: str | None = None
     llm: str | None = None
     encoder: str | None = None
     data: tuple[str, ...] | None = None
@@ -67,9 +71,13 @@ class TrainArgs:
         """The preset by the method, with what differs.
 
         Raises:
+            EditorError: there is no editor to start from.
             ConfigError: no such preset or method, options that cannot be, or a preset that needs data and has none.
         """
         config = preset(self.preset)
+        if self.start is not None:
+            editor = read_config(files.localize_editor(self.start))
+            config = dataclasses.replace(config, editor=editor, start=self.start, num_warm_start=0)
         config = dataclasses.replace(
             config,
             editor=dataclasses.replace(config.editor, **self._given("llm", "encoder")),

@@ -30,7 +30,8 @@ from recipe_ray.model.hub import computes_in_bfloat16
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.llm import load_llm
 from recipe_ray.model.prefetch import prefetched
-from recipe_ray.model.training import fit_threshold, make_optimizer, take_step, warm_start
+from recipe_ray.model.training import fit_threshold, make_optimizer, start_from, take_step, warm_start
+from recipe_ray.store.files import localize_editor
 
 NUM_TUNING_BATCHES = 8
 NUM_NAMES = 3  # of a step's edits in a complaint
@@ -49,11 +50,13 @@ class WorkerArgs:
         config: what to train, and how.
         run: name of the run.
         folder: the run's, local or s3://.
+        origin: how the training was asked for, and what it goes on from, for the editor's card.
     """
 
     config: TrainConfig
     run: str
     folder: str
+    origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def train_worker(arguments: dict[str, Any]) -> RecipeError | None:
@@ -242,11 +245,16 @@ class _Loop:
             return tuning
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            card = {"num_steps": step, "metrics": tuning, "training": _plain(config), "data": self.data.manifest()}
+            card = {
+                "num_steps": step,
+                "before": self.before,
+                "metrics": tuning,
+                "training": config.to_dict(),
+                "data": self.data.manifest(),
+                **self.args.origin,
+            }
             joint.editor.save(folder / EDITOR_FOLDER, extra=card)
-            (folder / EDITOR_FOLDER / MODEL_CARD_FILE).write_text(
-                model_card(joint.editor, config, card, self.before or {})
-            )
+            (folder / EDITOR_FOLDER / MODEL_CARD_FILE).write_text(model_card(joint.editor, card))
             draw_curve(self.history, folder / EDITOR_FOLDER / CURVE_FILE)
             (folder / HISTORY_FILE).write_text(json.dumps(self.history))
             state = {
@@ -302,13 +310,8 @@ def describe(metrics: Mapping[str, float]) -> str:
     return " ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """A config as JSON gives it back."""
-    return dict(json.loads(json.dumps(dataclasses.asdict(config))))
-
-
 def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData] | RecipeError:
-    """The frozen LLM with a fresh editor, and the edits.
+    """The frozen LLM with a fresh editor or the one to start from, and the edits.
 
     Or the first fault of any worker: then none may go on to wait for the rest.
     """
@@ -325,6 +328,8 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
         if config.shard_llm:
             llm.shard()
         editor = new_editor(config.editor, llm)
+        if config.start is not None and ray.train.get_checkpoint() is None:
+            start_from(editor, localize_editor(config.start))
         joint = JointTraining(
             editor.to(device),
             llm,

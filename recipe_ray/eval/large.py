@@ -166,8 +166,9 @@ class EncodedFacts:
         made = [np.zeros((0, self._editor.config.num_virtual_tokens, self._editor.llm_width), np.float32)]
         with torch.inference_mode():
             for start in range(0, len(rows_N), FACTS_PER_CHUNK):
-                keys = torch.from_numpy(self._keys_FK[rows_N[start : start + FACTS_PER_CHUNK]].astype(np.float32))
-                made.append(self._editor.prompts(keys.to(self._editor.device)).float().cpu().numpy())
+                rows = rows_N[start : start + FACTS_PER_CHUNK]
+                keys = torch.from_numpy(self._keys_FK[rows].astype(np.float32))
+                made.append(self._editor.prompts_of(keys.to(self._editor.device), self._statements(rows)))
         return np.concatenate(made)
 
 

@@ -318,9 +318,7 @@ class _Texts:
         asked = [
             [Question(prompt=one.prompt, target=one.target, messages=one.messages) for one in examples],
             [
-                Question(
-                    prompt=one.generality_prompt, target=one.generality_target, messages=one.generality_messages
-                )
+                Question(prompt=one.generality_prompt, target=one.generality_target, messages=one.generality_messages)
                 for one in examples
             ],
             [

@@ -33,7 +33,10 @@ def place_text(tokenizer: PreTrainedTokenizerBase, text: str, position: PromptPo
 
 
 def place_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], chat_position: ChatPosition, position: PromptPosition
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    chat_position: ChatPosition,
+    position: PromptPosition,
 ) -> Placed:
     """A chat as the LLM's template lays it out, up to where the assistant's answer begins.
 

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,8 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,12 +26,13 @@ from recipe_ray.model.hub import pick_device
 from recipe_ray.model.llm import FrozenLLM, load_llm
 from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.prompt_encoder import PromptEncoder, StatementPromptEncoder, StatementReader
+from recipe_ray.model.tensors import WEIGHTS_FILE, read_tensors, read_vector, write_whole
 from recipe_ray.model.transfer import HostRows, Sender
+from recipe_ray.published import CARD_FILE, published_editor, published_names
 
-WEIGHTS_FILE = "editor.safetensors"
-CARD_FILE = "editor.json"
 ENCODER_FOLDER = "encoder"
 SENTINEL_TENSOR = "sentinel_key"  # derived from the weights; kept so that the identity is read without a model
+FROZEN = "frozen_encoder"  # in the card: the digest of the encoder's frozen tensors
 SENTINEL_INIT_RANGE = 0.05  # of the authors' code
 # Of inference, padding included: bounds memory, whatever the lengths. On a CPU larger batches leave the cache: 8192
 # took a fifth longer than 2048. An H100 waits with smaller ones for the host: 16384 took a fifth longer than 32768.
@@ -70,6 +70,8 @@ class Editor(nn.Module):
         self.config = config
         self.llm_width = llm_width
         self.encoder = encoder
+        if config.trained_encoder_layers is not None:
+            encoder.freeze_below(config.trained_encoder_layers)
         self.key_head = Head(encoder.width, config.key_width)
         self.query_head = Head(encoder.width, config.key_width)
         # One start for both heads: then a query already lies near the key of a like statement, since a random
@@ -189,9 +191,15 @@ class Editor(nn.Module):
     def _prompts_of(self, keys_FK: Tensor, statements: Sequence[str]) -> Tensor:
         """Continuous prompts of statements that are read."""
         token_ids = self.reader.tokenize(statements)
-        parts = [range(start, min(start + STATEMENTS_PER_BATCH, len(token_ids))) for start in range(0, len(token_ids), STATEMENTS_PER_BATCH)]
+        parts = [
+            range(start, min(start + STATEMENTS_PER_BATCH, len(token_ids)))
+            for start in range(0, len(token_ids), STATEMENTS_PER_BATCH)
+        ]
         return torch.cat(
-            [self.prompts(keys_FK[part.start : part.stop], self.reader.pad(token_ids[part.start : part.stop])) for part in parts]
+            [
+                self.prompts(keys_FK[part.start : part.stop], self.reader.pad(token_ids[part.start : part.stop]))
+                for part in parts
+            ]
         )
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
@@ -234,9 +242,20 @@ class Editor(nn.Module):
     def fingerprint(self) -> str:
         """Hex digest over shape and weights: equal fingerprints give equal keys."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        _digest_tensors(digest, self.state_dict())
+        return digest.hexdigest()[:32]
+
+    def frozen(self) -> dict[str, Tensor]:
+        """What of the encoder is not trained, by its name in the state."""
+        names = {f"encoder.{name}" for name in self.encoder.frozen_names}
+        return {name: tensor for name, tensor in self.state_dict().items() if name in names}
+
+    def frozen_digest(self) -> str | None:
+        """Hex digest over what is not trained, which tells one pretrained encoder from others; None: all is trained."""
+        if self.config.trained_encoder_layers is None:
+            return None
+        digest = hashlib.sha256()
+        _digest_tensors(digest, self.frozen())
         return digest.hexdigest()[:32]
 
     def identity(self) -> EditorIdentity:
@@ -262,34 +281,62 @@ class Editor(nn.Module):
         return np.full(len(queries_BK), self.threshold.item(), np.float32)
 
     def load_weights(self, directory: str | Path) -> None:
-        """Take over the weights that `save` wrote for an editor of this shape.
+        """Take over the weights that `save` wrote for an editor of this shape; what is frozen stays.
 
         Raises:
-            EditorError: missing, damaged, or of another shape.
+            EditorError: missing, damaged, of another shape, or trained upon an encoder that is frozen otherwise.
         """
-        path = Path(directory) / WEIGHTS_FILE
+        folder = Path(directory)
+        self._check_frozen(folder)
         try:
-            weights = load_file(path)
+            weights = read_tensors(folder)
             if self.config.num_sentinel_tokens:
                 weights.pop(SENTINEL_TENSOR)
-            self.load_state_dict(weights)
-        except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-            raise _unreadable(path, error) from error
+            self.load_state_dict({**weights, **self.frozen()})
+        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            raise _unreadable(folder / WEIGHTS_FILE, error) from error
 
-    def save(self, directory: str | Path, *, extra: dict[str, Any] | None = None) -> None:
-        """Write the editor's directory: weights, card, encoder config and tokenizer; `extra` goes into the card."""
+    def _check_frozen(self, folder: Path) -> None:
+        wanted, found = _read_card(folder).frozen_digest, self.frozen_digest()
+        if found != wanted:
+            raise EditorError(
+                f"{folder}: was trained upon an encoder {self.config.encoder} whose frozen layers have the digest "
+                f"{wanted}, and those of the one here have {found}; give the very weights that it was trained upon"
+            )
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        write: Callable[[Mapping[str, Tensor], Path], None] = write_whole,
+    ) -> None:
+        """Write the editor's directory: card and weights.
+
+        Of an encoder that is all trained, its config and tokenizer too; of one that is partly frozen the card holds the
+        name, by which it is loaded, and a digest of what is frozen.
+
+        Args:
+            directory: new, or one to write over.
+            extra: goes into the card.
+            write: how to write the weights.
+        """
         path = Path(directory)
         path.mkdir(parents=True, exist_ok=True)
-        self.encoder.model.config.save_pretrained(path / ENCODER_FOLDER)
-        self.encoder.tokenizer.save_pretrained(path / ENCODER_FOLDER)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        frozen = self.frozen()
+        if self.config.trained_encoder_layers is None:
+            self.encoder.model.config.save_pretrained(path / ENCODER_FOLDER)
+            self.encoder.tokenizer.save_pretrained(path / ENCODER_FOLDER)
+        state = {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         if self.config.num_sentinel_tokens:
             weights[SENTINEL_TENSOR] = torch.from_numpy(self.sentinel_array())
-        save_file(weights, path / WEIGHTS_FILE)
+        write(weights, path)
         card = {
             "config": self.config.to_dict(),
             "fingerprint": self.fingerprint(),
             "llm_width": self.llm_width,
+            **({} if self.config.trained_encoder_layers is None else {FROZEN: self.frozen_digest()}),
             **(extra or {}),
         }
         (path / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n")
@@ -318,19 +365,23 @@ def new_editor(config: EditorConfig, llm: FrozenLLM) -> Editor:
 
 
 def load_editor(path: str | Path, device: str = "auto") -> Editor:
-    """Load the directory that `Editor.save` wrote, in evaluation mode.
+    """Load the directory that `Editor.save` wrote, or the published editor of that name, in evaluation mode.
 
     Raises:
-        EditorError: no editor there, damaged, or written by another version.
+        EditorError: no editor there, damaged, written by another version, or trained upon other weights of its encoder.
+        ModelError: the encoder of which it trained the top alone cannot be had.
         ConfigError: a device that this machine lacks.
     """
     where = pick_device(device)
-    folder = Path(path)
+    folder = _folder(path)
     card = _read_card(folder)
-    try:
-        encoder = empty_encoder(str(folder / ENCODER_FOLDER), card.config.pooling)
-    except (ModelError, ConfigError) as error:
-        raise _unreadable(folder / ENCODER_FOLDER, error.__cause__ or error) from error
+    if card.config.trained_encoder_layers is not None:
+        encoder = load_encoder(card.config.encoder, card.config.pooling)
+    else:
+        try:
+            encoder = empty_encoder(str(folder / ENCODER_FOLDER), card.config.pooling)
+        except (ModelError, ConfigError) as error:
+            raise _unreadable(folder / ENCODER_FOLDER, error.__cause__ or error) from error
     editor = Editor(card.config, encoder, llm_width=card.llm_width)
     editor.load_weights(folder)
     if editor.fingerprint() != card.fingerprint:
@@ -347,13 +398,12 @@ def read_identity(path: str | Path) -> EditorIdentity:
     Raises:
         EditorError: no editor there, damaged, or an ablation, whose facts no table holds.
     """
-    folder = Path(path)
+    folder = _folder(path)
     card = _read_card(folder)
     _check_servable(card.config, str(folder))
     try:
-        with safe_open(folder / WEIGHTS_FILE, framework="numpy") as weights:
-            sentinel_K = weights.get_tensor(SENTINEL_TENSOR)
-    except (OSError, SafetensorError) as error:
+        sentinel_K = read_vector(folder, SENTINEL_TENSOR)
+    except (OSError, SafetensorError, ValueError) as error:
         raise _unreadable(folder / WEIGHTS_FILE, error) from error
     return card.identity(sentinel_K)
 
@@ -364,7 +414,7 @@ def read_config(path: str | Path) -> EditorConfig:
     Raises:
         EditorError: no editor there.
     """
-    return _read_card(Path(path)).config
+    return _read_card(_folder(path)).config
 
 
 def read_fingerprint(path: str | Path) -> str:
@@ -373,7 +423,7 @@ def read_fingerprint(path: str | Path) -> str:
     Raises:
         EditorError: no editor there.
     """
-    return _read_card(Path(path)).fingerprint
+    return _read_card(_folder(path)).fingerprint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +433,7 @@ class _Card:
     config: EditorConfig
     fingerprint: str
     llm_width: int
+    frozen_digest: str | None = None
 
     def identity(self, sentinel_K: npt.NDArray[np.float32]) -> EditorIdentity:
         return EditorIdentity(
@@ -396,22 +447,45 @@ class _Card:
         )
 
 
-def _read_card(folder: Path) -> _Card:
-    path = folder / CARD_FILE
+def _folder(path: str | Path) -> Path:
+    return published_editor(path) or Path(path)
+
+
+def read_card(path: str | Path) -> dict[str, Any]:
+    """All that the card in an editor's directory says.
+
+    Raises:
+        EditorError: no editor there.
+    """
+    folder = _folder(path)
     try:
-        card = json.loads(path.read_text())
+        card = json.loads((folder / CARD_FILE).read_text())
     except (OSError, ValueError) as error:
         raise EditorError(
-            f"{folder}: no trained editor there ({_one_line(error)}); give the directory that jobs/train.py printed"
+            f"{folder}: no trained editor there ({_one_line(error)}); give the directory that jobs/train.py printed, "
+            f"or the name of an editor that ships with the package ({', '.join(published_names()) or 'none does'})"
         ) from error
     for name, expected in (("config", dict), ("fingerprint", str), ("llm_width", int)):
         if not isinstance(card, dict) or not isinstance(card.get(name), expected):
-            raise EditorError(f"{path}: {name!r} is missing or malformed; train or copy the editor again")
+            raise EditorError(f"{folder / CARD_FILE}: {name!r} is missing or malformed; train or copy the editor again")
+    return cast("dict[str, Any]", card)
+
+
+def _read_card(folder: Path) -> _Card:
+    card = read_card(folder)
+    path = folder / CARD_FILE
     try:
         config = editor_config_from_dict(card["config"], place=str(path))
     except ConfigError as error:
         raise _unreadable(path, error) from error
-    return _Card(config=config, fingerprint=card["fingerprint"], llm_width=card["llm_width"])
+    if config.trained_encoder_layers is not None and not isinstance(card.get(FROZEN), str):
+        raise EditorError(f"{path}: {FROZEN!r} is missing or malformed; train or copy the editor again")
+    return _Card(
+        config=config,
+        fingerprint=card["fingerprint"],
+        llm_width=card["llm_width"],
+        frozen_digest=card.get(FROZEN),
+    )
 
 
 def _check_servable(config: EditorConfig, place: str) -> None:
@@ -428,3 +502,9 @@ def _unreadable(path: Path, error: BaseException) -> EditorError:
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def _digest_tensors(digest: "hashlib._Hash", tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokeniz
 
 from recipe_ray.config import Pooling
 from recipe_ray.errors import ConfigError, ModelError
-from recipe_ray.model.hub import is_causal, loading, model_source
+from recipe_ray.model.hub import is_causal, layers_of, loading, model_source
 from recipe_ray.presets import ROBERTA
 from recipe_ray.text import canonical
 
@@ -40,11 +40,32 @@ class TextEncoder(nn.Module):
         self.model = cast(Any, model)
         self.tokenizer = tokenizer
         self.pooling = tuple(pooling)
+        self.frozen_names: frozenset[str] = frozenset()  # of parameters that stay as they were pretrained
         if backend := getattr(tokenizer, "backend_tokenizer", None):  # its file may say both; all of a text is wanted
             backend.no_padding()
             backend.no_truncation()
         if "pooler" in self.pooling and getattr(model, "pooler", None) is None:
             raise ConfigError(f"pooling names 'pooler', but {type(model).__name__} has none; leave it out")
+
+    def freeze_below(self, num_layers: int) -> None:
+        """From now on train so many of the top layers alone, and the pooler where there is one.
+
+        Behind what is frozen no graph is kept, but for the sentinel's, whose vectors enter at the bottom.
+
+        Raises:
+            ConfigError: the encoder has fewer layers.
+        """
+        layers = layers_of(self.model)
+        if num_layers > len(layers):
+            raise ConfigError(
+                f"trained_encoder_layers is {num_layers}, but {type(self.model).__name__} has {len(layers)} layers; "
+                f"give at most {len(layers)}"
+            )
+        self.requires_grad_(False)
+        for module in (*layers[len(layers) - num_layers :], getattr(self.model, "pooler", None)):
+            if module is not None:
+                module.requires_grad_(True)
+        self.frozen_names = frozenset(name for name, one in self.named_parameters() if not one.requires_grad)
 
     @property
     def hidden_width(self) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -58,6 +59,11 @@ def loading(name: str, part: str) -> Iterator[None]:
             f"{part} {name}: cannot be loaded ({reason}); give a Hugging Face id that this machine can reach, "
             f"a local directory, or {TESTBED!r}"
         ) from error
+
+
+def layers_of(model: nn.Module) -> nn.ModuleList:
+    """The layers of a transformer, the lowest first: its longest list of modules."""
+    return max((one for one in model.modules() if isinstance(one, nn.ModuleList)), key=len)
 
 
 def is_causal(model_type: str) -> bool:

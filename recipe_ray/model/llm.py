@@ -29,7 +29,7 @@ from transformers import (
 
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
-from recipe_ray.model.hub import is_bidirectional, loading, model_source, pick_device
+from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
@@ -118,8 +118,7 @@ class FrozenLLM:
 
         Embeddings and head stay whole: prompts are laid among embeddings outside the layers.
         """
-        layers = max((one for one in self.model.modules() if isinstance(one, nn.ModuleList)), key=len)
-        for layer in layers:
+        for layer in layers_of(self.model):
             fully_shard(layer)
 
     def check_prompt_width(self, width: int) -> None:

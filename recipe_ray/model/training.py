@@ -6,6 +6,7 @@ Shape letters: F facts, K key width, P virtual tokens, D LLM width.
 import contextlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -14,12 +15,45 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipe_ray.config import LossWeights, TrainConfig
+from recipe_ray.errors import EditorError
 from recipe_ray.examples import EditExample
 from recipe_ray.model.batch import StepBatch
-from recipe_ray.model.editor import Editor
+from recipe_ray.model.editor import Editor, load_editor
 from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.prompt_encoder import PromptEncoder
 
 RIDGE = 0.02  # beside features of unit size
+# Of an editor's configuration, what its weights mean; state dicts of one shape may differ in it.
+MEANING = ("key_width", "num_virtual_tokens", "num_sentinel_tokens", "pooling", "similarity")
+
+
+def start_from(editor: Editor, place: str | Path) -> None:
+    """Begin with the weights of another editor, of the same shape.
+
+    Raises:
+        EditorError: it cannot be read, has another shape, or trained a part of the encoder that is frozen here.
+        ModelError: as `load_editor`.
+    """
+    start = load_editor(place, "cpu")
+    for name, there, here in (
+        ("llm_width", start.llm_width, editor.llm_width),
+        *((name, getattr(start.config, name), getattr(editor.config, name)) for name in MEANING),
+    ):
+        if there != here:
+            raise EditorError(f"start {place}: its {name} is {there}, and {here} in this training; give the same shape")
+    pretrained = editor.frozen_digest()
+    try:
+        editor.load_state_dict(start.state_dict())
+    except RuntimeError as error:
+        raise EditorError(
+            f"start {place}: has other weights ({' '.join(str(error).split())[:200]}); give the same shape and encoder"
+        ) from error
+    if editor.frozen_digest() != pretrained:
+        raise EditorError(
+            f"start {place}: trained more of encoder {start.config.encoder} than the "
+            f"{editor.config.trained_encoder_layers} layers of this training, or began with other weights; give "
+            f"trained_encoder_layers {start.config.trained_encoder_layers} and encoder {start.config.encoder}"
+        )
 
 
 @torch.no_grad()
@@ -32,7 +66,7 @@ def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) 
     token that is dealt none aims at the mean over all answers.
     """
     encoder = editor.prompt_encoder
-    assert encoder is not None  # TrainConfig refuses a warm start without
+    assert isinstance(encoder, PromptEncoder)  # TrainConfig refuses a warm start of any other
     num_virtual_tokens = encoder.shape[0]
     keys, _ = editor.encode_facts([example.statement for example in examples])
     features_FK = encoder.features(editor.prompt_inputs(torch.from_numpy(keys).to(editor.device)))
@@ -57,10 +91,10 @@ def warm_start(editor: Editor, llm: FrozenLLM, examples: Sequence[EditExample]) 
 
 def make_optimizer(editor: Editor, config: TrainConfig) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
     """Adam with a rate of its own for encoder, retrieval heads and prompt encoder; linear rise, cosine fall."""
-    encoder = list(editor.encoder.parameters())
+    encoder = [parameter for parameter in editor.encoder.parameters() if parameter.requires_grad]
     prompt_encoder = list(editor.prompt_encoder.parameters()) if editor.prompt_encoder else []
     taken = {id(parameter) for parameter in encoder + prompt_encoder}
-    heads = [parameter for parameter in editor.parameters() if id(parameter) not in taken]
+    heads = [one for one in editor.parameters() if one.requires_grad and id(one) not in taken]
     optimizer = torch.optim.AdamW(
         [
             {"params": encoder, "lr": config.encoder_lr},

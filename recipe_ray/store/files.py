@@ -24,6 +24,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
+from recipe_ray.published import published_editor
 from recipe_ray.store.listing import below, find, odd_part
 
 if TYPE_CHECKING:
@@ -350,6 +351,16 @@ def localize(uri: str | Path, *, only: Collection[str] | None = None) -> Path:
     except OSError as cause:
         raise EditorError(f"{uri}: cannot be fetched ({_reason(cause)}); check the URI and the credentials") from cause
     return target
+
+
+def absolute_editor(name: str | Path) -> str:
+    """`absolute` of an editor's directory; the name of a published editor, which each machine has, as it is."""
+    return absolute(name) if published_editor(name) is None else str(name)
+
+
+def localize_editor(name: str | Path) -> Path:
+    """`localize` of an editor's directory, or the folder of the published editor of that name."""
+    return published_editor(name) or localize(name)
 
 
 def publish(local_dir: Path, uri: str | Path) -> str:

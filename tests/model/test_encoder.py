@@ -110,6 +110,28 @@ def test_an_encoder_saved_in_half_precision_is_trained_and_restored_in_float32(t
     assert empty_encoder(str(tmp_path), PARTS).model.dtype == torch.float32
 
 
+@pytest.mark.parametrize("model", [bert, roberta])
+@pytest.mark.parametrize("num_layers", [0, 1, 2])
+def test_of_a_frozen_encoder_the_top_layers_and_the_pooler_get_the_gradient_that_they_had(model, num_layers):
+    whole, frozen = (TextEncoder(model(pooler=True), byte_tokenizer(), ("mean", "pooler")) for _ in range(2))
+    frozen.freeze_below(num_layers)
+    for encoder in (whole, frozen):
+        encoder(*encoder.pad(encoder.tokenize(TEXTS))).square().sum().backward()
+    trained = [f"model.encoder.layer.{2 - place}." for place in range(1, num_layers + 1)] + ["model.pooler."]
+    expected = dict(whole.named_parameters())
+    for name, parameter in frozen.named_parameters():
+        if any(name.startswith(part) for part in trained):
+            assert torch.equal(parameter.grad, expected[name].grad), name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_more_layers_than_the_encoder_has_are_refused():
+    encoder = TextEncoder(bert(), byte_tokenizer(), PARTS)
+    with pytest.raises(ConfigError, match="trained_encoder_layers is 3, but BertModel has 2 layers; give at most 2"):
+        encoder.freeze_below(3)
+
+
 def test_a_missing_encoder_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"encoder .*no-such: no config\.json there"):
         load_encoder(str(tmp_path / "no-such"), PARTS)

@@ -25,6 +25,22 @@ def test_the_optimiser_has_every_parameter_of_the_editor_once():
     assert sorted(optimized) == sorted(id(parameter) for parameter in editor.parameters())
 
 
+@pytest.mark.parametrize("num_layers", [0, 1])
+def test_a_step_leaves_what_is_frozen_of_the_encoder_alone(num_layers):
+    editor = tiny_editor(trained_encoder_layers=num_layers)
+    before = {name: one.detach().clone() for name, one in editor.named_parameters()}
+    joint = JointTraining(editor, tiny_llm(), LossConfig())
+    one_step(joint, batch_of(joint))
+    changed = {name for name, one in editor.named_parameters() if not torch.equal(one, before[name])}
+    trained = {name for name in before if not name.startswith("encoder.")}
+    if num_layers:
+        trained |= {name for name in before if name.startswith("encoder.model.encoder.layer.1.")}
+    assert changed <= trained
+    assert {name for name, one in editor.named_parameters() if one.requires_grad} == trained
+    assert {name.split(".")[0] for name in changed} >= {"key_head", "sentinel_SH", "prompt_encoder"}
+    assert any(name.startswith("encoder.") for name in changed) == bool(num_layers)
+
+
 def test_each_part_has_its_learning_rate_that_rises_and_falls():
     editor = tiny_editor(similarity="cosine")
     wanted = config(encoder_lr=1e-3, head_lr=2e-3, prompt_lr=4e-3, warmup_share=0.2)

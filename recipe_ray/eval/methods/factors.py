@@ -124,8 +124,9 @@ def _factors(
     with torch.enable_grad(), contextlib.ExitStack() as stack:
         for projection in projections:
             stack.enter_context(hooked(projection, record))
-        nll_BA = answer_nll(batch.logits(llm), batch.answers_BA, batch.mask_BA)
-        loss = (nll_BA.sum(1) / batch.mask_BA.sum(1)).sum()
+        mask_BA = batch.mask_BA.bool()
+        weight_BA = (mask_BA / mask_BA.sum(1, keepdim=True))[mask_BA]
+        loss = answer_nll(batch.logits(llm)[mask_BA], batch.answers_BA[mask_BA]) @ weight_BA
     gradients = torch.autograd.grad(loss, [seen[one][1] for one in projections])
     chosen_BT = batch.rows.mask_BT.bool()
     if tokens == "answer":

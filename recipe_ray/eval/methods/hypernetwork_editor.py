@@ -153,10 +153,11 @@ def _backward(
         with shifted(projections, [leaf[groups] for leaf in leaves]):
             edited = batch.logits(llm)
         is_spared = torch.arange(len(edited), device=llm.device) % 3 == 2
-        nll_BA = answer_nll(edited[~is_spared], batch.answers_BA[~is_spared], batch.mask_BA[~is_spared])
-        kl_BA = locality_kl(edited[is_spared, -unedited.shape[1] :], unedited, spared.mask_BA)
-        edit = (nll_BA.sum(1) / batch.mask_BA[~is_spared].sum(1)).sum() / (2 * len(examples))
-        locality = (kl_BA.sum(1) / spared.mask_BA.sum(1)).sum() / len(examples)
+        mask_BA, kept_BA = batch.mask_BA[~is_spared].bool(), spared.mask_BA.bool()
+        nll_A = answer_nll(edited[~is_spared][mask_BA], batch.answers_BA[~is_spared][mask_BA])
+        kl_A = locality_kl(edited[is_spared, -unedited.shape[1] :][kept_BA], unedited[kept_BA])
+        edit = nll_A @ (mask_BA / mask_BA.sum(1, keepdim=True))[mask_BA] / (2 * len(examples))
+        locality = kl_A @ (kept_BA / kept_BA.sum(1, keepdim=True))[kept_BA] / len(examples)
         (args.edit_weight * edit + args.locality_weight * locality).backward()
         losses["edit"] += edit.item()
         losses["locality"] += locality.item()
