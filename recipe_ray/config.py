@@ -217,6 +217,12 @@ class DataConfig:
         swapped_targets: chance that an edit takes the target of another of the same template.
         random_text: file of texts, one a line, local or s3://, to ask in place of locality questions.
         random_text_share: how often.
+        source_weights: chances of the sources, one each; equal ones if empty.
+        wordings: ask of edits whose relation `recipe_ray.datasets.wordings` has in its words too, take swapped targets
+            from all of their kind too, and leave alone other facts of the same subject and relation.
+        chat_share: chance that a question is asked in a chat, through the LLM's template, in words and surroundings of
+            its own; whole questions are asked so nearly always then.
+        held_out: leave out the relations of `recipe_ray.datasets.wordings` that are held out for evaluation.
     """
 
     sources: tuple[str, ...] = (TESTBED,)
@@ -225,11 +231,22 @@ class DataConfig:
     swapped_targets: float = 0.0
     random_text: str | None = None
     random_text_share: float = 0.0
+    source_weights: tuple[float, ...] = ()
+    wordings: bool = False
+    chat_share: float = 0.0
+    held_out: bool = False
 
     def __post_init__(self) -> None:
+        if self.source_weights and (
+            len(self.source_weights) != len(self.sources) or not all(one > 0 for one in self.source_weights)
+        ):
+            raise ConfigError(
+                f"source_weights is {self.source_weights}, and data names {len(self.sources)} sources; "
+                "give a positive number for each"
+            )
         if TESTBED in self.sources + self.tuning_sources and (len(self.sources) > 1 or self.tuning_sources):
             raise ConfigError(f"data names {TESTBED!r} beside other sources; it is mixed with none, give it alone")
-        for name in ("hard_negatives", "swapped_targets", "random_text_share"):
+        for name in ("hard_negatives", "swapped_targets", "random_text_share", "chat_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a chance from 0 to 1")
         if self.sources == (TESTBED,) and (self.hard_negatives or self.swapped_targets or self.random_text):

@@ -33,6 +33,7 @@ class EditRecord:
         name: what complaints call it: its file and record; empty where it comes from none.
         generality: by kind, questions whose answer follows from the edit.
         locality: by kind, questions that the edit leaves alone.
+        relation: id of what is said of the subject, as `recipe_ray.datasets.wordings` has it; empty where unknown.
     """
 
     prompt: str
@@ -42,6 +43,7 @@ class EditRecord:
     name: str = ""
     generality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
     locality: Mapping[str, tuple[Question, ...]] = field(default_factory=dict)
+    relation: str = ""
 
     @property
     def statement(self) -> str:

@@ -5,8 +5,13 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from recipe_ray.datasets.asking import PLAINLY, Asking
+from recipe_ray.datasets.wordings.inventions import invented_target
+from recipe_ray.datasets.wordings.relations import load_relations
 from recipe_ray.errors import ConfigError
 from recipe_ray.examples import EditExample, EditRecord, Question
+
+KIND_SHARE = 0.3  # of swapped targets: any of the relation's kind, rather than one of the data set's
 
 
 class EditBatches:
@@ -26,6 +31,8 @@ class EditBatches:
             no prompt that tells its target.
         random_texts: texts of any kind, in place of locality questions.
         random_text_share: how often.
+        asking: draws each question's wording and form.
+        weights: chances of the sources, one each; equal ones if empty.
 
     Raises:
         ConfigError: a batch is larger than the sources together.
@@ -42,6 +49,8 @@ class EditBatches:
         swapped_targets: float = 0.0,
         random_texts: Sequence[Question] = (),
         random_text_share: float = 0.0,
+        asking: Asking = PLAINLY,
+        weights: Sequence[float] = (),
     ) -> None:
         num_edits = sum(map(len, sources))
         if batch_size > num_edits:
@@ -49,6 +58,8 @@ class EditBatches:
                 f"batch_size is {batch_size}, but the data holds {num_edits} edits; give fewer, or more data"
             )
         self._sources = [_Source(source) for source in sources if source]
+        self._weights = [one for one, source in zip(weights or [1.0] * len(sources), sources, strict=True) if source]
+        self._asking = asking
         self._spared = spared
         self.batch_size = batch_size
         self.seed = seed
@@ -68,7 +79,8 @@ class EditBatches:
             if examples and rng.random() < self._hard_negatives:
                 near = self._sources[place].near(row, left[place], rng)
             if near is None:
-                place = rng.choice([place for place, rows in enumerate(left) if rows])
+                places = [place for place, rows in enumerate(left) if rows]
+                (place,) = rng.choices(places, [self._weights[place] for place in places])
                 near = left[place].any(rng)
             row = near
             left[place].take(row)
@@ -78,22 +90,28 @@ class EditBatches:
     def _example(self, source: "_Source", row: int, rng: random.Random) -> EditExample:
         record = source.records[row]
         if rng.random() < self._swapped_targets:
-            record = _with_target(record, rng.choice(source.targets[record.template]))
+            record = _with_target(record, source.other_target(record, rng, of_kind=self._asking.wordings))
+        own = self._asking.own(record, rng)
         asked = (
             _draw(record.generality, rng) if record.generality else Question(prompt=record.prompt, target=record.target)
         )
+        asked = self._asking.reworded(record, asked, rng)
         if rng.random() < self._random_text_share:
             spared = rng.choice(self._random_texts)
         else:
             spared = _draw(record.locality, rng) if record.locality else rng.choice(self._spared)
+            spared = self._asking.spared(record, spared, rng)
         return EditExample(
             statement=record.statement,
-            prompt=record.prompt,
-            target=record.target,
+            prompt=own.prompt,
+            target=own.target,
             generality_prompt=asked.prompt,
             generality_target=asked.target,
             locality_prompt=spared.prompt,
             locality_target=spared.target,
+            messages=own.messages,
+            generality_messages=asked.messages,
+            locality_messages=spared.messages,
             name=record.name,
         )
 
@@ -111,6 +129,13 @@ class _Source:
             if record.subject:
                 self._of_subject[record.subject].append(row)
                 self._of_template[record.template].append(row)
+
+    def other_target(self, record: EditRecord, rng: random.Random, *, of_kind: bool) -> str:
+        """A target of the same template, or of the same kind."""
+        relation = load_relations().get(record.relation) if of_kind else None
+        if relation and rng.random() < KIND_SHARE:
+            return invented_target(relation.target_kind, rng)
+        return rng.choice(self.targets[record.template])
 
     def near(self, row: int, left: "_Left", rng: random.Random) -> int | None:
         """Another row that is left, of the same subject or else of the same template, if there is one."""

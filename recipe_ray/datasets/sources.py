@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from recipe_ray.config import TESTBED, DataConfig
+from recipe_ray.datasets.asking import INVENTED, Asking, invented_records, is_held_out, with_relation
 from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
 from recipe_ray.datasets.reading import read_records
+from recipe_ray.datasets.wordings.relations import HELD_OUT, KIN_OF_HELD_OUT
 from recipe_ray.errors import ConfigError, FactError
 from recipe_ray.examples import Batches, EditExample, EditRecord, Question
 from recipe_ray.store.dumps.streams import TooLong, read_lines
@@ -23,6 +25,7 @@ from recipe_ray.text import canonical
 
 TUNING_SHARE = 0.05
 TEXT_ANSWER_WORDS = 4
+NUM_INVENTED = 20_000
 _BUCKETS = 10_000
 
 
@@ -56,7 +59,7 @@ def absolute_sources(config: DataConfig) -> DataConfig:
         return config
 
     def at(sources: Sequence[str]) -> tuple[str, ...]:
-        return tuple(f"{form}:{absolute(path)}" for form, path in map(_parse, sources))
+        return tuple(source if source == INVENTED else _absolute(source) for source in sources)
 
     return dataclasses.replace(
         config,
@@ -140,6 +143,10 @@ class EditData:
     cleaned: Cleaned
     num_shared: int
 
+    @property
+    def _asking(self) -> Asking:
+        return Asking(chat_share=self.config.chat_share, wordings=self.config.wordings)
+
     def training(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
         return EditBatches(
@@ -151,12 +158,20 @@ class EditData:
             swapped_targets=self.config.swapped_targets,
             random_texts=self.random_texts,
             random_text_share=self.config.random_text_share,
+            asking=self._asking,
+            weights=self.config.source_weights,
         )
 
     def tuning(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
         batch_size = min(batch_size, sum(map(len, self.tuning_edits)))
-        return EditBatches(self.tuning_edits, spared=self.spared, batch_size=batch_size, seed=seed)
+        return EditBatches(
+            self.tuning_edits,
+            spared=self.spared,
+            batch_size=batch_size,
+            seed=seed,
+            asking=self._asking,
+        )
 
     def sample(self, num_edits: int, seed: str) -> list[EditExample]:
         """As in `TrainingData`."""
@@ -184,7 +199,7 @@ def read_edit_data(config: DataConfig) -> EditData:
     Raises:
         ConfigError, FactError: as `open_training_data`.
     """
-    sources = tuple(read_source(name) for name in (*config.sources, *config.tuning_sources))
+    sources = tuple(_opened(name, config) for name in (*config.sources, *config.tuning_sources))
     cleaned = clean([source.records for source in sources], num_empty=sum(source.num_empty for source in sources))
     num_shared = 0
     if config.tuning_sources:
@@ -223,6 +238,20 @@ def read_edit_data(config: DataConfig) -> EditData:
         cleaned=cleaned,
         num_shared=num_shared,
     )
+
+
+def _opened(name: str, config: DataConfig) -> Source:
+    """A source with its relations known, and without those held out."""
+    if name == INVENTED:
+        without = HELD_OUT + KIN_OF_HELD_OUT if config.held_out else ()
+        records = invented_records(NUM_INVENTED, INVENTED, without=without)
+        digest = hashlib.sha256(repr(records).encode()).hexdigest()
+        return Source(name=name, records=records, num_empty=0, sha256=digest)
+    source = read_source(name)
+    records = tuple(map(with_relation, source.records))
+    if config.held_out:
+        records = tuple(record for record in records if not is_held_out(record))
+    return dataclasses.replace(source, records=records)
 
 
 def read_source(name: str) -> Source:
@@ -268,6 +297,11 @@ def _parse(source: str) -> tuple[str, str]:
     if not colon or not path or form not in FORMS:
         raise ConfigError(f"data is {source!r}; give 'testbed', or FORM:PATH with one of the forms {', '.join(FORMS)}")
     return form, path
+
+
+def _absolute(source: str) -> str:
+    form, path = _parse(source)
+    return f"{form}:{absolute(path)}"
 
 
 def _is_tuning(record: EditRecord) -> bool:

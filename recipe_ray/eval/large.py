@@ -128,6 +128,7 @@ class EncodedFacts:
     ) -> None:
         self.num_facts = num_facts
         self._editor = editor
+        self._seed = seed
         self.seconds_per_fact: float | None = None
         file = folder / f"keys-{editor.fingerprint()}-{seed}-{num_facts}.npy"
         try:
@@ -140,7 +141,7 @@ class EncodedFacts:
         except OSError as error:
             raise OutputError(f"{file}: cannot be written ({error.strerror}); give another folder") from error
         rows = sample_rows(num_facts, IndexSettings().num_queries)
-        prompts = _prompts_of(rows, num_facts, seed)
+        prompts = [fact["prompt"] for fact in _facts_of(rows, num_facts, seed)]
         # As `build_index` measures: questions in the facts' own words, every other one with its fact left out.
         left_out = np.where(np.arange(len(rows)) % 2 == 0, rows, NO_FACT)
         sample = Sample(queries_QK=editor.encode_queries(prompts), left_out_Q=left_out)
@@ -164,11 +165,13 @@ class EncodedFacts:
     def prompts(self, rows_N: Rows) -> Vectors:
         """See `LargeFacts`."""
         made = [np.zeros((0, self._editor.config.num_virtual_tokens, self._editor.llm_width), np.float32)]
+        facts = _facts_of(rows_N, self.num_facts, self._seed)
+        statements = [f"{fact['prompt']} {fact['target']}" for fact in facts]
         with torch.inference_mode():
             for start in range(0, len(rows_N), FACTS_PER_CHUNK):
                 rows = rows_N[start : start + FACTS_PER_CHUNK]
                 keys = torch.from_numpy(self._keys_FK[rows].astype(np.float32))
-                made.append(self._editor.prompts_of(keys.to(self._editor.device), self._statements(rows)))
+                made.append(self._editor.prompts_of(keys, statements[start : start + len(rows)]))
         return np.concatenate(made)
 
 
@@ -190,9 +193,11 @@ def _chunks(statements: Iterator[str]) -> Iterator[list[str]]:
         yield chunk
 
 
-def _prompts_of(rows: Rows, num_facts: int, seed: int) -> list[str]:
+def _facts_of(rows: Rows, num_facts: int, seed: int) -> list[dict[str, str]]:
+    """The invented facts of rows, in their order."""
     wanted = set(rows.tolist())
-    return [fact["prompt"] for number, fact in enumerate(generate_facts(num_facts, seed)) if number in wanted]
+    facts = {number: fact for number, fact in enumerate(generate_facts(num_facts, seed)) if number in wanted}
+    return [facts[row] for row in rows.tolist()]
 
 
 def _scan(parts: Sequence[Any], queries_BK: Vectors) -> tuple[Rows, Vectors]:

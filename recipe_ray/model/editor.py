@@ -184,23 +184,25 @@ class Editor(nn.Module):
                     prompts.put(start, torch.cat([self.prompts(keys_BK, None) for keys_BK in chunk_keys]), order)
                     continue
                 keys_FK = torch.cat(chunk_keys)[order]
-                read = self._prompts_of(keys_FK, statements[start : start + len(keys_FK)])
+                read = self._read(keys_FK, statements[start : start + len(keys_FK)])
                 prompts.put(start, read, torch.arange(len(read), device=device))
         return keys.array(), prompts.array()
 
-    def _prompts_of(self, keys_FK: Tensor, statements: Sequence[str]) -> Tensor:
-        """Continuous prompts of statements that are read."""
+    def prompts_of(self, keys_FK: Tensor, statements: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Continuous prompts [F, P, D], float32, of statements whose keys are there already."""
+        with self._inference():
+            return self._read(keys_FK.to(self.device), statements).float().cpu().numpy()
+
+    def _read(self, keys_FK: Tensor, statements: Sequence[str]) -> Tensor:
+        if self.config.prompt_source == "key":
+            return self.prompts(keys_FK, None)
         token_ids = self.reader.tokenize(statements)
-        parts = [
-            range(start, min(start + STATEMENTS_PER_BATCH, len(token_ids)))
+        made = [
+            self.prompts(keys_FK[start:end], self.reader.pad(token_ids[start:end]))
             for start in range(0, len(token_ids), STATEMENTS_PER_BATCH)
+            for end in (start + STATEMENTS_PER_BATCH,)
         ]
-        return torch.cat(
-            [
-                self.prompts(keys_FK[part.start : part.stop], self.reader.pad(token_ids[part.start : part.stop]))
-                for part in parts
-            ]
-        )
+        return torch.cat(made) if made else keys_FK.new_empty(0, self.config.num_virtual_tokens, self.llm_width)
 
     def encode_queries(self, queries: Sequence[str]) -> npt.NDArray[np.float32]:
         """Queries [B, K], float32, scaled."""
