@@ -22,7 +22,8 @@ class EvaluateArgs:
         output: the run's folder, local or s3://: finished cells, trained editors and the report. Started again with the
             same folder, the job goes on. What `jobs/ability.py` wrote into its `ability/` the report shows too.
         llm: frozen LLM: Hugging Face id, path or `testbed`.
-        editor: directory of RECIPE's trained editor, local or s3://; without one its rows are left out.
+        editor: RECIPE's trained editor: its directory, local or s3://, or the name of a published one; without one its
+            rows are left out.
         ablations: further trained editors as rows of their own, each NAME=DIRECTORY.
         data: edits to report on: `testbed`, or data sets, each `FORM:PATH` with a form of counterfact, zsre, ripe or
             edits (one's own).

@@ -20,7 +20,7 @@ class NightlyConfig:
     Attributes:
         source: as of jobs/ingest.py, with {date} where the date stands: s3://bucket/dumps/{date}/.
         table: the table of facts, local or s3://; made where there is none.
-        editor: directory of the trained editor, local (on every node) or s3://.
+        editor: the trained editor: its directory, local (on every node) or s3://, or the name of a published one.
         canary: JSON Lines, local or s3://: {"prompt", "target"} must be answered so, on a lone {"prompt"} nothing may
             fire; "namespace" where it is another.
         date: of the dump, YYYY-MM-DD; today's, in UTC, if not given.
