@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recipe_ray.config import INVENTED
 from recipe_ray.datasets.wordings.dressing import dressed
 from recipe_ray.datasets.wordings.inventions import invented, invented_target
 from recipe_ray.datasets.wordings.recognition import may_be_held_out, relation_of
@@ -21,7 +22,6 @@ from recipe_ray.examples import EditRecord, Question
 DATA_SHARE = 0.5  # of the questions in other words: as the data set has them, where a relation has wordings of its own
 QUESTION_IN_TEXT_SHARE = 0.1  # of the questions that are no beginnings: to go on with all the same, as zsRE asks
 SPARED_DATA_SHARE = 0.4  # of the questions to leave alone: as the data set has them
-INVENTED = "invented"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from recipe_ray.config import TESTBED, DataConfig
-from recipe_ray.datasets.asking import INVENTED, Asking, invented_records, is_held_out, with_relation
+from recipe_ray.config import INVENTED, TESTBED, DataConfig
+from recipe_ray.datasets.asking import Asking, invented_records, is_held_out, with_relation
 from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
@@ -298,7 +298,9 @@ def _read_texts(path: str) -> tuple[Question, ...]:
 def _parse(source: str) -> tuple[str, str]:
     form, colon, path = source.partition(":")
     if not colon or not path or form not in FORMS:
-        raise ConfigError(f"data is {source!r}; give 'testbed', or FORM:PATH with one of the forms {', '.join(FORMS)}")
+        raise ConfigError(
+            f"data is {source!r}; give 'testbed', 'invented', or FORM:PATH with one of the forms {', '.join(FORMS)}"
+        )
     return form, path
 
 
