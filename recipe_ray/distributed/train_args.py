@@ -24,8 +24,9 @@ class TrainArgs:
         run: names the run; the same name continues it from its last checkpoint. The preset's name if not given.
         storage: folder of all runs, local or s3://; on several nodes, one that all of them reach.
         output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
-        llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
-        encoder: text encoder instead of the preset's: likewise.
+        llm: frozen LLM instead of the preset's: Hugging Face id, path (a .gguf file too) or short name
+            (testbed, smollm2-135m-instruct).
+        encoder: text encoder instead of the preset's: likewise (testbed, minilm-l6).
         data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
             counterfact, zsre, ripe or edits (one's own); see docs/training.md.
         tuning_data: edits to choose by, each `FORM:PATH`; a twentieth of the subjects of `data` if not given.
