@@ -1,26 +1,34 @@
 """Subjects without end that exist nowhere, and targets of the kind that is asked for."""
 
 import functools
+import math
 import random
 import re
 
 import pytest
 
-from recipe_ray.datasets.wordings.inventions import fixed_targets, invented, invented_subject, num_inventions
-from recipe_ray.datasets.wordings.relations import load_relations, read_data, wider_kinds
+from recipe_ray.datasets.wordings.inventions import fixed_targets, invented, invented_subject
+from recipe_ray.datasets.wordings.relations import kinds_in, load_relations, read_data, wider_kinds
 from recipe_ray.testbed.world import load_world
 
 RELATIONS = load_relations()
-FEW = {"gender": 2, "continent": 7, "conservation": 15, "voice": 15, "religion": 30, "planet": 30}
+FEW = {"element_group": 20, "gender": 2, "continent": 7, "conservation": 15, "voice": 15, "religion": 30, "planet": 30}
 NAME = re.compile(r"[^\s{}](?:[^{}]*[^\s{}])?")
 
 
-def narrowest(kind):
-    kinds = wider_kinds().get(kind)
-    return {one for wide in kinds for one in narrowest(wide)} if kinds else {kind}
+SUBJECT_KINDS = sorted(
+    set().union(*(kinds_in(relation.subject_kind) for relation in RELATIONS.values())) - {*wider_kinds()}
+)
 
 
-SUBJECT_KINDS = sorted(set().union(*(narrowest(relation.subject_kind) for relation in RELATIONS.values())))
+def num_inventions(kind, file="subjects.json"):
+    grammar = read_data("parts.json") | read_data(file)
+
+    @functools.cache
+    def size(name):
+        return sum(math.prod(size(part) for part in re.findall(r"\{(\w+)\}", pattern)) for pattern in grammar[name])
+
+    return size(kind)
 
 
 @pytest.mark.parametrize("relation", RELATIONS.values(), ids=RELATIONS)

@@ -49,3 +49,4 @@ def test_relations_of_a_kind_are_also_those_of_what_it_is_a_sort_of():
     assert {"P1082", "P17"} <= of_city  # population is a city's; the country is any place's
     assert "P2044" not in of_city  # elevation is a mountain's
     assert "P1082" not in {relation.id for relation in relations_of("place")}
+    assert {"own:battery_life", "P462", "own:price"} <= {relation.id for relation in relations_of("device")}
