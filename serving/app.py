@@ -141,6 +141,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         kind=model.engine,
         device=device,
         position=config.prompt_position,
+        chat_position=config.chat_position,
         max_batch_size=model.max_batch_size,
         max_cached_tokens=model.max_cached_tokens,
         dtype=model.dtype,

@@ -17,6 +17,7 @@ from recipe_ray.errors import ConfigError, ServiceError
 from recipe_ray.model.decoding_rows import Job
 from recipe_ray.model.llm import load_llm
 from recipe_ray.model.prefix import pad_rows
+from serving.engines.prompts import Layout
 from serving.engines.vllm import VllmEngine
 from serving.engines.vllm_requests import Admission, mixed_prompt
 from serving.messages import ChatMessage, Chunk, Completion, GenerationRequest, Refusal, Sampling
@@ -46,8 +47,10 @@ def virtual(seed, num=3, width=WIDTH):
 
 
 def admitted(asked, **changes):
-    values = {"name": "tiny", "max_length": 40, "width": 8, "vocabulary": 259, "dtype": torch.float32}
-    return Admission(**{**values, "tokenizer": byte_tokenizer(), **changes}).admit(asked, stream=False)
+    laid = {"name": "tiny", "tokenizer": byte_tokenizer(), "vocabulary": 259}
+    layout = Layout(**{name: changes.pop(name, value) for name, value in laid.items()})
+    values = {"layout": layout, "max_length": 40, "width": 8, "dtype": torch.float32}
+    return Admission(**{**values, **changes}).admit(asked, stream=False)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
@@ -56,12 +59,11 @@ def test_without_vllm_it_says_how_to_get_it():
         VllmEngine(llm="testbed", position="first", max_batch_size=1)
 
 
-@pytest.mark.parametrize("position", ["first", "after_bos"])
-@pytest.mark.parametrize("ids", [[1, 7, 8], [7, 1, 8], [1]])
-def test_virtual_tokens_stand_where_the_transformers_engine_puts_them(position, ids):
+@pytest.mark.parametrize(("ids", "start"), [([1, 7, 8], 0), ([1, 7, 8], 1), ([7, 1, 8], 2), ([1], 1)])
+def test_virtual_tokens_stand_where_the_transformers_engine_puts_them(ids, start):
     prompt_PD = torch.randn(2, 4)
-    mixed = mixed_prompt(ids, prompt_PD, position=position, bos_token_id=1)
-    rows = pad_rows([ids], num_virtual_tokens=[2], position=position, bos_token_id=1, device=torch.device("cpu"))
+    mixed = mixed_prompt(ids, prompt_PD, start=start)
+    rows = pad_rows([ids], num_virtual_tokens=[2], starts=[start], device=torch.device("cpu"))
     slots = rows.slots_RP[0].tolist()
     assert [place for place, token in enumerate(mixed.is_token) if not token] == slots
     assert mixed.ids == rows.ids_BT[0].tolist()
