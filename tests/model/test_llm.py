@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model.prefix import pad_rows
 
 PROMPTS = ["The capital of Ruritania is", "Why?", "In 1897", "x"]
 NUM_NEW = 6
@@ -134,6 +135,62 @@ def test_a_long_answer_beside_a_short_row_leaves_no_number_undefined(family):
     logits[:, -1].sum().backward()
     assert prefix.grad.isfinite().all()
     assert prefix.grad.any()
+
+
+STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (5, 3, 12)}
+
+
+def token_rows(llm, starts, prompts_RPD=None):
+    """Rows of several lengths, the last two of one prompt, with answers of several lengths."""
+    questions = ["The capital of Ruritania is", "Why?", "He said that in 1897 it was"]
+    answers = [llm.tokenize_answer(text) for text in (" Strelsau.", " No", " so")]
+    ids = [llm.tokenize(question) + answer for question, answer in zip(questions, answers, strict=True)]
+    num_virtual = 0 if prompts_RPD is None else prompts_RPD.shape[1]
+    rows = pad_rows(ids, num_virtual_tokens=[num_virtual] * 3, starts=starts, device=torch.device("cpu"))
+    width = max(map(len, answers))
+    mask_RA = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in answers])
+    return rows, mask_RA
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+@pytest.mark.parametrize("place", STARTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_gradients(family, place, plainly):
+    llm = tiny_llm(family)
+    if plainly:
+        llm.attend_plainly()
+    seen = []
+    llm.model.base_model.register_forward_hook(
+        lambda _, given, kwargs, output: seen.append((kwargs["inputs_embeds"].shape[1], torch.is_grad_enabled())),
+        with_kwargs=True,
+    )
+    given = prefixes(llm)[0]
+    found = []
+    for chosen in (True, False):
+        prompts_RPD = torch.from_numpy(np.stack([given, 2 * given, -given])).requires_grad_()
+        rows, mask_RA = token_rows(llm, STARTS[place], prompts_RPD)
+        if chosen:
+            logits_NV = llm.token_logits(rows, prompts_RPD, mask_RA)
+        else:
+            logits_RAV = llm.answer_logits(rows, prompts_RPD, num_answer_tokens=mask_RA.shape[1])
+            logits_NV = logits_RAV[mask_RA.bool()]
+        logits_NV.log_softmax(-1)[:, 7].sum().backward()
+        found.append((logits_NV.detach(), prompts_RPD.grad))
+    assert found[0][0].shape == (int(mask_RA.sum()), VOCABULARY)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    width = rows.ids_BT.shape[1]
+    before = int(rows.slots_RP.min())
+    split = [(before, False), (width - before, True)] if before else [(width, True)]
+    assert seen == [*split, (width, True)], "what stands before all prompts is read without gradient"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_chosen_tokens_of_the_unedited_llm_are_those_among_all(family):
+    llm = tiny_llm(family)
+    rows, mask_RA = token_rows(llm, (0, 0, 0))
+    expected = llm.answer_logits(rows, None, num_answer_tokens=mask_RA.shape[1])[mask_RA.bool()]
+    torch.testing.assert_close(llm.token_logits(rows, None, mask_RA), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_text_ends_before_its_first_stop_text_and_leaves_the_other_rows_alone():
