@@ -5,11 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, EOS, FAMILIES, LLM_WIDTH, VOCABULARY, byte_tokenizer, tiny_llm
 from transformers import GenerationConfig
 
 from recipe_ray.errors import ConfigError, EditorError, ModelError
-from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model import llm as llm_module
+from recipe_ray.model.llm import FrozenLLM, load_embedding, load_llm
 from recipe_ray.model.prefix import pad_rows
 
 PROMPTS = ["The capital of Ruritania is", "Why?", "In 1897", "x"]
@@ -268,6 +270,69 @@ def test_an_llm_is_loaded_from_a_directory_and_says_what_it_is(tmp_path):
     assert (loaded.width, loaded.max_length, loaded.name) == (LLM_WIDTH, CONTEXT, str(tmp_path))
     assert len(loaded.tokenize("Why?")) == 5
     assert loaded.generate(["Why?"], [None], max_new_tokens=6) == llm.generate(["Why?"], [None], max_new_tokens=6)
+
+
+def saved_llm(family, folder, *, form):
+    """A tiny LLM on disk: whole, in shards, as checkpoints of a base model name tensors, or as pickles."""
+    llm = tiny_llm(family)
+    llm.tokenizer.save_pretrained(folder)
+    if form == "pickled":
+        llm.model.config.save_pretrained(folder)
+        torch.save(llm.model.state_dict(), folder / "pytorch_model.bin")
+        return llm
+    llm.model.save_pretrained(folder, max_shard_size="20KB" if form == "shards" else "1GB")
+    if form == "base":
+        weights = load_file(folder / "model.safetensors")
+        prefix = f"{llm.model.base_model_prefix}."
+        save_file({name.removeprefix(prefix): one for name, one in weights.items()}, folder / "model.safetensors")
+    return llm
+
+
+@pytest.mark.parametrize("form", ["whole", "shards", "base"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_alone_are_those_of_the_whole_llm(family, form, tmp_path, monkeypatch):
+    llm = saved_llm(family, tmp_path, form=form)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or form == "shards"
+    monkeypatch.setattr(llm_module, "load_llm", None)  # nothing but the embeddings is read
+    tokenizer, embedding = load_embedding(str(tmp_path))
+    ids = torch.arange(VOCABULARY)
+    assert torch.equal(embedding(ids), llm.embedding(ids))
+    assert type(embedding) is type(llm.embedding)
+    assert not any(one.requires_grad for one in embedding.parameters())
+    assert tokenizer("Why?")["input_ids"] == llm.tokenize("Why?")
+
+
+def test_embeddings_in_half_precision_keep_their_size_unless_they_are_computed_with(tmp_path):
+    for family, dtype in (("llama", torch.bfloat16), ("gemma", torch.float32)):
+        llm = tiny_llm(family)
+        llm.model.bfloat16().save_pretrained(tmp_path / family)
+        llm.tokenizer.save_pretrained(tmp_path / family)
+        _, embedding = load_embedding(str(tmp_path / family))
+        assert embedding.weight.dtype == dtype
+        ids = torch.arange(VOCABULARY)
+        assert torch.equal(embedding(ids).float(), load_llm(str(tmp_path / family), "cpu").embedding(ids))
+
+
+def test_embeddings_come_with_the_whole_llm_where_there_are_no_safetensors(tmp_path):
+    llm = saved_llm("gpt2", tmp_path, form="pickled")
+    _, embedding = load_embedding(str(tmp_path))
+    assert torch.equal(embedding.weight, llm.embedding.weight)
+    with pytest.raises(ModelError, match=r"LLM .*: cannot be loaded .*safetensors"):
+        load_embedding(str(tmp_path), safetensors_only=True)
+
+
+def test_embeddings_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no-such: no config\.json there"):
+        load_embedding(str(tmp_path / "no-such"))
+    saved_llm("llama", tmp_path, form="shards")
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelError, match=rf"LLM {tmp_path}: cannot be loaded"):
+        load_embedding(str(tmp_path))
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(ModelError, match=rf"LLM {tmp_path}: cannot be loaded"):
+        load_embedding(str(tmp_path))
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
