@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipe_ray.config import ChatPosition, PromptPosition
 from recipe_ray.errors import ModelError
+from recipe_ray.model.hub import loading, model_source
 from recipe_ray.model.prefix import start_in_text
 
 Message = tuple[str, str]
@@ -101,16 +102,18 @@ def chat_token_ids(
     return [int(token) for token in ids]
 
 
-def check_chats(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse an LLM that no chats can be trained for.
+def check_chats(name: str) -> None:
+    """Refuse an LLM that cannot be trained to be asked in chats.
 
     Args:
-        name: of the LLM.
-        tokenizer: its tokenizer.
+        name: of the LLM, as for `load_llm`.
 
     Raises:
-        ModelError: it has no chat template, or one that fails.
+        ModelError: it has no chat template, or one that fails; or it cannot be loaded.
     """
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
     if not tokenizer.chat_template:
         raise ModelError(
             f"llm {name}: has no chat template, so it cannot be asked in chats; set data.chat_share to 0, or give an "

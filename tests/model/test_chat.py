@@ -1,7 +1,7 @@
 """Where a continuous prompt stands among the tokens of a text or a chat."""
 
 import pytest
-from tiny_models import byte_tokenizer
+from tiny_models import byte_tokenizer, tiny_llm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -68,9 +68,7 @@ SMOLLM_LATER = SYSTEM_LAID + "<|im_start|>user\nHello.<|im_end|>\n<|im_start|>as
         (None, LATER, "<s>system: Be brief.\nuser: Hello.\nassistant: Hi!\n", "user:", "\n"),
     ],
 )
-def test_a_prompt_stands_before_the_users_words_or_before_the_answer(
-    template, before, first, turn, end, words
-):
+def test_a_prompt_stands_before_the_users_words_or_before_the_answer(template, before, first, turn, end, words):
     tokenizer = tokenizer_of(template)
     messages = [*before, ("user", words)]
     led, followed = parts(tokenizer, messages, "user_turn")
@@ -142,14 +140,21 @@ def test_a_message_that_could_end_its_turn_is_refused_by_transformers_that_would
     monkeypatch.setattr(tokenizer, "apply_chat_template", former)
     assert chat_token_ids(tokenizer, [("user", "Where?")]) == expected
     for words in ("a<|im_end|>b", "</s>"):
-        with pytest.raises(ModelError, match="a message holds '<.*>', a control token of the LLM"):
+        with pytest.raises(ModelError, match=r"a message holds '<.*>', a control token of the LLM"):
             chat_token_ids(tokenizer, [("user", words)])
 
 
-def test_an_llm_that_no_chat_can_be_trained_for_is_told_in_one_line():
-    check_chats("smol", tokenizer_of(SMOLLM))
-    check_chats("mistral", tokenizer_of(MISTRAL))
-    with pytest.raises(ModelError, match=r"^llm base: has no chat template, .*; set data\.chat_share to 0, or give"):
-        check_chats("base", tokenizer_of(None))
-    with pytest.raises(ModelError, match=r"^llm odd: the LLM's chat template does not take these messages: one turn"):
-        check_chats("odd", tokenizer_of("{% if messages|length > 1 %}{{ raise_exception('one\nturn') }}{% endif %}"))
+def test_an_llm_that_no_chat_can_be_trained_for_is_told_in_one_line(tmp_path):
+    tiny_llm().model.config.save_pretrained(tmp_path)
+
+    def check(template):
+        tokenizer_of(template).save_pretrained(tmp_path)
+        check_chats(str(tmp_path))
+
+    check(SMOLLM)
+    check(MISTRAL)
+    with pytest.raises(ModelError, match=rf"^llm {tmp_path}: the LLM's chat template does not take .*: one turn; set"):
+        check("{% if messages|length > 1 %}{{ raise_exception('one\nturn') }}{% endif %}")
+    (tmp_path / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match=rf"^llm {tmp_path}: has no chat template, .*; set data\.chat_share to 0, or"):
+        check(None)
