@@ -20,6 +20,7 @@ from recipe_ray.distributed.provenance import command_line, commit
 from recipe_ray.distributed.tracking import check_tracking
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_worker
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
+from recipe_ray.model.chat import check_chats
 from recipe_ray.model.editor import read_card
 from recipe_ray.model.encoder import check_encoder
 from recipe_ray.model.hub import absolute_model
@@ -69,7 +70,8 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
         FactError: the training data cannot be read.
-        ModelError: the LLM or the encoder cannot be loaded, or the loss is no longer a number.
+        ModelError: the LLM or the encoder cannot be loaded, the LLM is to be asked in chats and has no template for
+            them, or the loss is no longer a number.
         OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
     started = time.monotonic()
@@ -81,6 +83,8 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     origin = _origin(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
+    if config.data.chat_share:
+        check_chats(config.editor.llm)
     check_tracking()
     data = open_training_data(config.data)
     data.training(config.batch_size, "")  # so does too little data

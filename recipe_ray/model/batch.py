@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from recipe_ray.config import ChatPosition, LossConfig, PromptPosition
+from recipe_ray.errors import ModelError
 from recipe_ray.examples import EditExample, Question
 from recipe_ray.model.chat import Placed, place_chat, place_text
 from recipe_ray.model.encoder import TextEncoder, TokenIds
@@ -209,10 +210,16 @@ class BatchMaker:
         return self.reader.pad(self.reader.tokenize([example.statement for example in examples]))
 
     def _placed(self, question: Question) -> Placed:
-        tokenizer = self.llm.tokenizer
-        if question.messages:
-            return place_chat(tokenizer, question.messages, self.chat_position, self.position)
-        return place_text(tokenizer, question.prompt, self.position)
+        tokenizer, messages = self.llm.tokenizer, question.messages
+        if not messages:
+            return place_text(tokenizer, question.prompt, self.position)
+        try:
+            return place_chat(tokenizer, messages, self.chat_position, self.position)
+        except ModelError:  # some templates, such as Gemma's, take no system turn
+            rest = [message for message in messages if message[0] != "system"]
+            if len(rest) == len(messages):
+                raise
+            return place_chat(tokenizer, rest, self.chat_position, self.position)
 
     def _answer(self, question: Question) -> list[int]:
         """An answer that goes on in a text, or that stands by itself in a chat."""
