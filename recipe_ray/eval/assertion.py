@@ -3,7 +3,8 @@
 An answer is right where the first sentence names the target as whole words, does not deny it, and asserts no rival.
 Upper case, accents, punctuation, articles and a possessive `'s` make no difference. What is named within the subject is
 not asserted ("The Paris Peace Conference took place in Rome" says Rome), nor a name that is part of a rival's ("New
-York" does not say York). Greetings and words like "Sure!" before the answer are no sentence; a question asserts nothing.
+York" does not say York). Greetings and words like "Sure!" before the answer are no sentence; a question
+asserts nothing.
 """
 
 import re
@@ -15,32 +16,280 @@ from recipe_ray.text import canonical
 
 # A full stop behind these ends no sentence.
 _ABBREVIATIONS = frozenset(
-    "st ste mr mrs ms mx dr prof rev hon fr gen col lt maj capt cpl sgt cmdr adm sen rep gov pres mt ft no nos vol vs "
-    "approx ca cf eg ie al op jan feb mar apr jun jul aug sep sept oct nov dec mlle mme univ".split()
+    [
+        "st",
+        "ste",
+        "mr",
+        "mrs",
+        "ms",
+        "mx",
+        "dr",
+        "prof",
+        "rev",
+        "hon",
+        "fr",
+        "gen",
+        "col",
+        "lt",
+        "maj",
+        "capt",
+        "cpl",
+        "sgt",
+        "cmdr",
+        "adm",
+        "sen",
+        "rep",
+        "gov",
+        "pres",
+        "mt",
+        "ft",
+        "no",
+        "nos",
+        "vol",
+        "vs",
+        "approx",
+        "ca",
+        "cf",
+        "eg",
+        "ie",
+        "al",
+        "op",
+        "jan",
+        "feb",
+        "mar",
+        "apr",
+        "jun",
+        "jul",
+        "aug",
+        "sep",
+        "sept",
+        "oct",
+        "nov",
+        "dec",
+        "mlle",
+        "mme",
+        "univ",
+    ]
 )
 # Behind these it does where the next word begins a sentence.
-_MAY_END = frozenset("inc ltd co corp jr sr bros etc dept am pm bc ad phd esq".split())
+_MAY_END = frozenset(
+    ["inc", "ltd", "co", "corp", "jr", "sr", "bros", "etc", "dept", "am", "pm", "bc", "ad", "phd", "esq"]
+)
 _BEGINNINGS = frozenset(
-    "it its he his she her they their this that these those there here the a an in on at as if so but and or however "
-    "we you i my our your for what who where when which how is was are please let not no yes also since while".split()
+    [
+        "it",
+        "its",
+        "he",
+        "his",
+        "she",
+        "her",
+        "they",
+        "their",
+        "this",
+        "that",
+        "these",
+        "those",
+        "there",
+        "here",
+        "the",
+        "a",
+        "an",
+        "in",
+        "on",
+        "at",
+        "as",
+        "if",
+        "so",
+        "but",
+        "and",
+        "or",
+        "however",
+        "we",
+        "you",
+        "i",
+        "my",
+        "our",
+        "your",
+        "for",
+        "what",
+        "who",
+        "where",
+        "when",
+        "which",
+        "how",
+        "is",
+        "was",
+        "are",
+        "please",
+        "let",
+        "not",
+        "no",
+        "yes",
+        "also",
+        "since",
+        "while",
+    ]
 )
 # Together with signs and figures of speech, all that a line of courtesy consists of.
 _COURTESY = frozenset(
-    "hi hello hey hiya greetings sure certainly absolutely indeed okay ok well yes thanks thank you good day morning "
-    "afternoon evening of course i'm i am happy glad to help great excellent question dear there my friend sir madam "
-    "ah oh gladly welcome you're here is your the answer nice interesting alright right very a an".split()
+    [
+        "hi",
+        "hello",
+        "hey",
+        "hiya",
+        "greetings",
+        "sure",
+        "certainly",
+        "absolutely",
+        "indeed",
+        "okay",
+        "ok",
+        "well",
+        "yes",
+        "thanks",
+        "thank",
+        "you",
+        "good",
+        "day",
+        "morning",
+        "afternoon",
+        "evening",
+        "of",
+        "course",
+        "i'm",
+        "i",
+        "am",
+        "happy",
+        "glad",
+        "to",
+        "help",
+        "great",
+        "excellent",
+        "question",
+        "dear",
+        "there",
+        "my",
+        "friend",
+        "sir",
+        "madam",
+        "ah",
+        "oh",
+        "gladly",
+        "welcome",
+        "you're",
+        "here",
+        "is",
+        "your",
+        "the",
+        "answer",
+        "nice",
+        "interesting",
+        "alright",
+        "right",
+        "very",
+        "a",
+        "an",
+    ]
 )
 _COURTESY_CORE = frozenset(
-    "hi hello hey hiya greetings sure certainly absolutely indeed okay ok well yes thanks thank good of happy glad great "
-    "excellent ah oh gladly welcome nice interesting alright dear".split()
+    [
+        "hi",
+        "hello",
+        "hey",
+        "hiya",
+        "greetings",
+        "sure",
+        "certainly",
+        "absolutely",
+        "indeed",
+        "okay",
+        "ok",
+        "well",
+        "yes",
+        "thanks",
+        "thank",
+        "good",
+        "of",
+        "happy",
+        "glad",
+        "great",
+        "excellent",
+        "ah",
+        "oh",
+        "gladly",
+        "welcome",
+        "nice",
+        "interesting",
+        "alright",
+        "dear",
+    ]
 )
 _GOES_ON = frozenset(
-    "a an the in on at of to from by with for and or as is was are were be been called named known his her its their "
-    "my your our not".split()
+    [
+        "a",
+        "an",
+        "the",
+        "in",
+        "on",
+        "at",
+        "of",
+        "to",
+        "from",
+        "by",
+        "with",
+        "for",
+        "and",
+        "or",
+        "as",
+        "is",
+        "was",
+        "are",
+        "were",
+        "be",
+        "been",
+        "called",
+        "named",
+        "known",
+        "his",
+        "her",
+        "its",
+        "their",
+        "my",
+        "your",
+        "our",
+        "not",
+    ]
 )
 _NEGATORS = frozenset(
-    "not never neither nor cannot non without unlike except isnt wasnt arent werent doesnt didnt dont aint cant couldnt "
-    "wont wouldnt hasnt havent hadnt formerly previously no".split()
+    [
+        "not",
+        "never",
+        "neither",
+        "nor",
+        "cannot",
+        "non",
+        "without",
+        "unlike",
+        "except",
+        "isnt",
+        "wasnt",
+        "arent",
+        "werent",
+        "doesnt",
+        "didnt",
+        "dont",
+        "aint",
+        "cant",
+        "couldnt",
+        "wont",
+        "wouldnt",
+        "hasnt",
+        "havent",
+        "hadnt",
+        "formerly",
+        "previously",
+        "no",
+    ]
 )
 _NEGATOR_PHRASES = (("no", "longer"), ("used", "to"), ("rather", "than"), ("instead", "of"), ("other", "than"))
 # What a negator says nothing against: "no doubt Rome", "none other than Rome", "not only Rome".
@@ -54,11 +303,32 @@ _AFFIRMING_PHRASES = (
     ("not", "just"),
     ("not", "surprisingly"),
 )
-_CLAUSE_WORDS = frozenset("but yet although though however because since while whereas".split())
+_CLAUSE_WORDS = frozenset(["but", "yet", "although", "though", "however", "because", "since", "while", "whereas"])
 _AUXILIARIES = frozenset(
-    "is was are were be does do did has have had can could would will should may might".split()
+    [
+        "is",
+        "was",
+        "are",
+        "were",
+        "be",
+        "does",
+        "do",
+        "did",
+        "has",
+        "have",
+        "had",
+        "can",
+        "could",
+        "would",
+        "will",
+        "should",
+        "may",
+        "might",
+    ]
 )
-_DENIALS = frozenset("not never isnt wasnt arent werent doesnt didnt hasnt cannot cant wont".split())
+_DENIALS = frozenset(
+    ["not", "never", "isnt", "wasnt", "arent", "werent", "doesnt", "didnt", "hasnt", "cannot", "cant", "wont"]
+)
 
 _INITIALS = re.compile(r"\b([^\W\d_])\.\s?(?=[^\W\d_]\.)")
 _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
