@@ -23,7 +23,7 @@ from recipe_ray.model.prefix import PaddedRows, pad_rows
 from recipe_ray.model.prompt_encoder import StatementReader
 
 PARTS = ("reliability", "generality", "locality")
-CPU_LENGTH_GROUPS = 4
+CPU_LENGTH_GROUPS = 6
 CPU = torch.device("cpu")
 
 Value = TypeVar("Value")
