@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--editors", nargs="*", default=[], help="NAME=DIRECTORY")
     parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--max-cases", type=int, default=1000)
+    parser.add_argument("--only-editors", action="store_true", help="leave out the unedited LLM and pasted statements")
     parser.add_argument("--chat", action="store_true", help="ask in chats too")
     parser.add_argument("--answers", type=Path, help="file for every answer in a chat, a JSON object a line")
     parser.add_argument(
@@ -82,7 +83,7 @@ def main() -> None:
     retrieval: dict[str, Any] = {}
     unedited = plain_reader(llm)
     pasted = Oracle(llm, facts_of_questions(cases, neighbours=True), name="in_context")
-    for method in (Unedited(llm), pasted):
+    for method in () if args.only_editors else (Unedited(llm), pasted):
         answers, _ = measured(method, [1])
         found[method.name] = {"any": answers["1"]}
     editors: dict[str, Any] = {}
@@ -91,7 +92,7 @@ def main() -> None:
         model = load_editor(folder, args.device)
         recipe = Recipe(llm, model, name=name)
         found[name], retrieval[name] = measured(recipe, counts)
-        handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact")
+        handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact", beside=recipe)
         answers, _ = measured(handed, [1])
         found[handed.name] = {"any": answers["1"]}
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
