@@ -58,7 +58,7 @@ class Reader:
         self._plain: Reader | None = None
 
     def reads_as(self, plain: "Reader") -> None:
-        """Take answers to what no continuous prompt stands before from a reader of the same LLM, which may have them."""
+        """Take the answers to asks without a continuous prompt from a reader of the same LLM, which may have them."""
         assert plain is not self and plain.llm is self.llm
         self._plain = plain
 
