@@ -33,6 +33,9 @@ from recipe_ray.model.chat import Placed, place_text
 from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
+# Shapes of products of matrices that come again: a CPU compiles each new one.
+COLUMNS_MULTIPLE = 8
+TOKENS_MULTIPLE = 16
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
 
 LLMDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -180,6 +183,7 @@ class FrozenLLM:
         before = 0
         if prompts_RPD is not None and not self._saves_memory:
             before = min(int(rows.slots_RP.min()), embeds_BTD.shape[1] - num_columns)
+            before -= before % COLUMNS_MULTIPLE
         cache = None
         if before:
             with torch.no_grad():
@@ -190,7 +194,9 @@ class FrozenLLM:
                     use_cache=True,
                 ).past_key_values
         read_RA = functional.pad(mask_RA.bool(), (0, 1))  # a token is predicted one column before it stands
-        with _head_reads(self.model, lambda hidden_RAD: hidden_RAD[read_RA][None]):
+        num_read = int(mask_RA.sum())
+        padding = (0, 0, 0, -num_read % TOKENS_MULTIPLE)
+        with _head_reads(self.model, lambda hidden_RAD: functional.pad(hidden_RAD[read_RA], padding)[None]):
             output = self.model(
                 inputs_embeds=embeds_BTD[:, before:],
                 attention_mask=rows.mask_BT,
@@ -199,7 +205,7 @@ class FrozenLLM:
                 use_cache=cache is not None,
                 logits_to_keep=num_columns,
             )
-        return cast(Tensor, output.logits[0])
+        return cast(Tensor, output.logits[0, :num_read])
 
     def generate(
         self,
