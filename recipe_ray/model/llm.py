@@ -31,10 +31,10 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import Precision, PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.chat import Placed, place_text
-from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
+from recipe_ray.model.hub import computes_in_bfloat16, is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
 # Shapes of products of matrices that come again: a CPU compiles each new one.
@@ -116,11 +116,6 @@ class FrozenLLM:
         self.model.train()
         self._saves_memory = True
 
-    def attend_plainly(self) -> None:
-        """Attend by products of matrices: on a CPU, over short rows, fused attention's way back takes twice as long."""
-        if self.device.type == "cpu":
-            self.model.set_attn_implementation("eager")
-
     def shard(self) -> None:
         """Spread the layers' weights over the workers of the default process group (FSDP2), gathered as each computes.
 
@@ -172,6 +167,13 @@ class FrozenLLM:
         )
         return cast(Tensor, output.logits[:, :-1])
 
+    def columns_before_prompts(self, rows: PaddedRows, num_columns: int) -> int:
+        """Columns that hold no continuous prompt yet and none of the last ones: to be read without gradient."""
+        if self._saves_memory:  # a cache and recomputed activations do not go together
+            return 0
+        before = min(int(rows.slots_RP.min()), rows.ids_BT.shape[1] - num_columns)
+        return before - before % COLUMNS_MULTIPLE
+
     def token_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, mask_RA: Tensor) -> Tensor:
         """Logits [N, V] that predict those of the rows' last A tokens where the mask is 1, a row behind another.
 
@@ -184,10 +186,7 @@ class FrozenLLM:
         """
         embeds_BTD = rows.embed(self.embedding, prompts_RPD)
         num_columns = mask_RA.shape[1] + 1
-        before = 0
-        if prompts_RPD is not None and not self._saves_memory:
-            before = min(int(rows.slots_RP.min()), embeds_BTD.shape[1] - num_columns)
-            before -= before % COLUMNS_MULTIPLE
+        before = 0 if prompts_RPD is None else self.columns_before_prompts(rows, num_columns)
         cache = None
         if before:
             with torch.no_grad():
@@ -351,6 +350,21 @@ def load_llm(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     # Quantised weights are put there while they are read, and refuse to move.
     return FrozenLLM(model if quantization is not None else model.to(where), tokenizer, name=name)
+
+
+def load_llm_to_train(name: str, precision: Precision, device: torch.device) -> FrozenLLM:
+    """Load a causal LM as a training on this device reads it fastest.
+
+    On a CPU weights that are cast at every step take a tenth of it, and over short rows fused attention's way back
+    takes twice as long as products of matrices.
+
+    Raises:
+        ModelError, ConfigError: as `load_llm`.
+    """
+    llm = load_llm(name, str(device), dtype="bfloat16" if computes_in_bfloat16(precision, device) else "auto")
+    if device.type == "cpu":
+        llm.model.set_attn_implementation("eager")
+    return llm
 
 
 def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
