@@ -45,6 +45,8 @@ class PaddedRows:
 
 def start_in_text(token_ids: Sequence[int], position: PromptPosition, bos_token_id: int | None) -> int:
     """Tokens of a text before its continuous prompt: `after_bos` in a text without BOS means first."""
+    if position == "last":
+        return len(token_ids)
     return int(position == "after_bos" and bool(token_ids) and token_ids[0] == bos_token_id)
 
 
