@@ -237,7 +237,7 @@ class Reencode(TableArgs):
     """Encode the table anew by another editor, beside it; readers are led over when all is there.
 
     Attributes:
-        editor: directory of the new editor, local (on every node) or s3://.
+        editor: the new editor: its directory, local (on every node) or s3://, or the name of a published one.
         output: where the new table comes to lie; beside the old one if not given.
         back: let readers have the table again as it was before the last re-encoding; nothing else is given then.
         device: where encoders compute: auto takes GPUs where the cluster has some.

@@ -272,7 +272,8 @@ class Conflicts(VersionArgs):
 
     Attributes:
         near: look also for facts whose questions may get another fact; this takes longer.
-        editor: the table's, local or s3://: facts are then asked for by their prompts, else roughly by their keys.
+        editor: the table's: its directory, local or s3://, or the name of a published one; facts are then asked for by
+            their prompts, else roughly by their keys.
         share: of the score of the fact that is asked for, from which on another is near; 0.9 by prompts, 0.6 by keys.
         limit: contradictions shown, and near pairs; all are counted.
     """

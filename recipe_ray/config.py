@@ -20,6 +20,7 @@ PromptSource = Literal["key", "statement"]
 Questions = Literal["both", "random", "alternate"]
 Precision = Literal["float32", "bfloat16", "auto"]
 
+INVENTED = "invented"  # as data: facts about subjects that do not exist, of `recipe_ray.datasets.wordings`
 TESTBED = "testbed"  # the id of the LM and the encoder that ship with the package
 
 
@@ -38,8 +39,8 @@ class EditorConfig:
     """Shape of the trained modules.
 
     Attributes:
-        llm: Hugging Face id or path of the frozen causal LM, or `testbed`.
-        encoder: Hugging Face id or path of the bidirectional encoder, or `testbed`.
+        llm: the frozen causal LM: Hugging Face id, path or short name (docs/training.md).
+        encoder: the bidirectional encoder: likewise.
         key_width: K, width of keys, queries and sentinel (paper: 4096).
         num_virtual_tokens: P, length of a continuous prompt (paper: 3). 0 is an ablation, to be evaluated and not
             served: the statement's own words are put before the question, and only the retriever is trained.
@@ -249,10 +250,19 @@ class DataConfig:
         for name in ("hard_negatives", "swapped_targets", "random_text_share", "chat_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a chance from 0 to 1")
-        if self.sources == (TESTBED,) and (self.hard_negatives or self.swapped_targets or self.random_text):
+        of_sets = (
+            "hard_negatives",
+            "swapped_targets",
+            "random_text",
+            "source_weights",
+            "wordings",
+            "chat_share",
+            "held_out",
+        )
+        if self.sources == (TESTBED,) and (given := next((name for name in of_sets if getattr(self, name)), None)):
             raise ConfigError(
-                f"hard_negatives, swapped_targets and random_text are of data sets, but data is {TESTBED!r}, whose "
-                "edits are made hard already; leave them out, or give data FORM:PATH"
+                f"{given} is {getattr(self, given)!r}, which is of data sets, but data is {TESTBED!r}, whose edits are "
+                f"made hard already; leave it out, or give data {INVENTED!r} or FORM:PATH"
             )
         if bool(self.random_text) != bool(self.random_text_share):
             raise ConfigError(

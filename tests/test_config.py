@@ -44,7 +44,7 @@ REAL = DataConfig(sources=("zsre:x",))
         (TRAIN, {"stages": ()}, "stages is empty"),
         (DataConfig(), {"sources": ("testbed", "zsre:x")}, "data names 'testbed' beside other sources"),
         (DataConfig(), {"tuning_sources": ("zsre:x",)}, "data names 'testbed' beside other sources"),
-        (DataConfig(), {"hard_negatives": 0.5}, "hard_negatives, swapped_targets and random_text are of data sets"),
+        (DataConfig(), {"hard_negatives": 0.5}, "hard_negatives is 0.5, which is of data sets"),
         (REAL, {"hard_negatives": 1.5}, r"hard_negatives is 1\.5; give a chance from 0 to 1"),
         (REAL, {"random_text": "x.txt"}, r"random_text is 'x\.txt' and random_text_share 0\.0; give both or none"),
         (REAL, {"random_text_share": 0.5}, r"random_text is None and random_text_share 0\.5; give both or none"),

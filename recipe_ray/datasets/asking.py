@@ -5,6 +5,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from recipe_ray.config import INVENTED
+from recipe_ray.datasets.forms import DEFAULT_LOCALITY_KIND
 from recipe_ray.datasets.wordings.dressing import dressed
 from recipe_ray.datasets.wordings.inventions import invented, invented_target
 from recipe_ray.datasets.wordings.recognition import may_be_held_out, relation_of
@@ -21,7 +23,6 @@ from recipe_ray.examples import EditRecord, Question
 DATA_SHARE = 0.5  # of the questions in other words: as the data set has them, where a relation has wordings of its own
 QUESTION_IN_TEXT_SHARE = 0.1  # of the questions that are no beginnings: to go on with all the same, as zsRE asks
 SPARED_DATA_SHARE = 0.4  # of the questions to leave alone: as the data set has them
-INVENTED = "invented"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,10 +32,12 @@ class Asking:
     Attributes:
         chat_share: chance that a question is asked in a chat.
         wordings: whether questions are reworded beyond what the data set has, where a relation is known.
+        without: relations that no question may ask for.
     """
 
     chat_share: float = 0.0
     wordings: bool = False
+    without: tuple[str, ...] = ()
 
     def own(self, record: EditRecord, rng: random.Random) -> Question:
         """The edit's own prompt."""
@@ -52,8 +55,24 @@ class Asking:
         """What the edit leaves alone: the data set's, another subject's, or something else about its subject."""
         relation = load_relations().get(record.relation) if self.wordings else None
         if relation and rng.random() >= SPARED_DATA_SHARE:
-            question = _near(relation, record.subject, rng) or question
+            question = self._near(relation, record.subject, rng) or question
         return self._in_form(question, record.subject, rng)
+
+    def _near(self, relation: Relation, subject: str, rng: random.Random) -> Question | None:
+        """Another subject of the relation, or something of another kind about this one; its answer is made up."""
+        if rng.random() < 0.5:
+            other, target = invented(relation, rng)
+            return Question(prompt=_filled(rng.choice(relation.training.all), other), target=target)
+        others = [
+            one
+            for one in relations_of(relation.subject_kind)
+            if one.target_kind != relation.target_kind and one.id not in self.without
+        ]
+        if not others:
+            return None
+        asked = rng.choice(others)
+        words = _filled(rng.choice(asked.training.all), subject)
+        return Question(prompt=words, target=invented_target(asked.target_kind, rng))
 
     def _in_form(self, question: Question, subject: str, rng: random.Random) -> Question:
         chance = self.chat_share
@@ -70,19 +89,6 @@ PLAINLY = Asking()
 
 def _is_whole(prompt: str) -> bool:
     return prompt.endswith(("?", ".", "!"))
-
-
-def _near(relation: Relation, subject: str, rng: random.Random) -> Question | None:
-    """Another subject of the relation, or something of another kind about this one; its answer is made up."""
-    if rng.random() < 0.5:
-        other, target = invented(relation, rng)
-        return Question(prompt=_filled(rng.choice(relation.training.all), other), target=target)
-    others = [one for one in relations_of(relation.subject_kind) if one.target_kind != relation.target_kind]
-    if not others:
-        return None
-    asked = rng.choice(others)
-    words = _filled(rng.choice(asked.training.all), subject)
-    return Question(prompt=words, target=invented_target(asked.target_kind, rng))
 
 
 def _filled(wording: str, subject: str) -> str:
@@ -109,14 +115,17 @@ def invented_records(num_records: int, seed: str, *, without: Sequence[str] = ()
     records = []
     for number in range(num_records):
         relation = rng.choice(relations)
-        subject, target = invented(relation, rng)
+        (subject, target), (other, others_target) = invented(relation, rng), invented(relation, rng)
+        cloze = rng.choice(relation.training.cloze)
+        spared = Question(prompt=_filled(rng.choice(relation.training.cloze), other), target=others_target)
         records.append(
             EditRecord(
-                prompt=_filled(rng.choice(relation.training.cloze), subject),
+                prompt=_filled(cloze, subject),
                 target=target,
                 subject=subject,
                 name=f"{INVENTED} {number}",
                 relation=relation.id,
+                locality={DEFAULT_LOCALITY_KIND: (spared,)},
             )
         )
     return tuple(records)

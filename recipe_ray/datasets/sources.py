@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from recipe_ray.config import TESTBED, DataConfig
-from recipe_ray.datasets.asking import INVENTED, Asking, invented_records, is_held_out, with_relation
+from recipe_ray.config import INVENTED, TESTBED, DataConfig
+from recipe_ray.datasets.asking import Asking, invented_records, is_held_out, with_relation
 from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
@@ -145,7 +145,7 @@ class EditData:
 
     @property
     def _asking(self) -> Asking:
-        return Asking(chat_share=self.config.chat_share, wordings=self.config.wordings)
+        return Asking(chat_share=self.config.chat_share, wordings=self.config.wordings, without=_without(self.config))
 
     def training(self, batch_size: int, seed: str) -> Batches:
         """As in `TrainingData`."""
@@ -240,11 +240,14 @@ def read_edit_data(config: DataConfig) -> EditData:
     )
 
 
+def _without(config: DataConfig) -> tuple[str, ...]:
+    return HELD_OUT + KIN_OF_HELD_OUT if config.held_out else ()
+
+
 def _opened(name: str, config: DataConfig) -> Source:
     """A source with its relations known, and without those held out."""
     if name == INVENTED:
-        without = HELD_OUT + KIN_OF_HELD_OUT if config.held_out else ()
-        records = invented_records(NUM_INVENTED, INVENTED, without=without)
+        records = invented_records(NUM_INVENTED, INVENTED, without=_without(config))
         digest = hashlib.sha256(repr(records).encode()).hexdigest()
         return Source(name=name, records=records, num_empty=0, sha256=digest)
     source = read_source(name)
@@ -295,7 +298,9 @@ def _read_texts(path: str) -> tuple[Question, ...]:
 def _parse(source: str) -> tuple[str, str]:
     form, colon, path = source.partition(":")
     if not colon or not path or form not in FORMS:
-        raise ConfigError(f"data is {source!r}; give 'testbed', or FORM:PATH with one of the forms {', '.join(FORMS)}")
+        raise ConfigError(
+            f"data is {source!r}; give 'testbed', 'invented', or FORM:PATH with one of the forms {', '.join(FORMS)}"
+        )
     return form, path
 
 

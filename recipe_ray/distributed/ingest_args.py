@@ -17,7 +17,7 @@ class IngestConfig:
     Attributes:
         source: JSON Lines, CSV or Parquet, plain or compressed: a file, a directory or a glob, local or s3://.
         table: the table of facts, local or s3://; made where there is none.
-        editor: directory of the trained editor, local (on every node) or s3://.
+        editor: the trained editor: its directory, local (on every node) or s3://, or the name of a published one.
         form: auto (by the files' names), jsonl, csv, parquet, or a data set's: counterfact, zsre, ripe, edits.
         columns: FIELD=COLUMN, where the dump names a field otherwise.
         namespace: of rows that name none.

@@ -20,11 +20,11 @@ class NightlyConfig:
     Attributes:
         source: as of jobs/ingest.py, with {date} where the date stands: s3://bucket/dumps/{date}/.
         table: the table of facts, local or s3://; made where there is none.
-        editor: directory of the trained editor, local (on every node) or s3://.
+        editor: the trained editor: its directory, local (on every node) or s3://, or the name of a published one.
         canary: JSON Lines, local or s3://: {"prompt", "target"} must be answered so, on a lone {"prompt"} nothing may
             fire; "namespace" where it is another.
         date: of the dump, YYYY-MM-DD; today's, in UTC, if not given.
-        llm: that must say the answers, by Hugging Face id, path or testbed; if not given no LLM is asked, and a
+        llm: that must say the answers, by Hugging Face id, path or short name; if not given no LLM is asked, and a
             question is answered where a fact with its target is applied.
         servers: URLs of servers, http://host:8000, whose answers must come from what was published before this job is
             done; ?model=NAME behind a URL where it serves several. A key for them is read from RECIPE_RAY_API_KEY.

@@ -40,7 +40,7 @@ class ReencodeConfig:
 
     Attributes:
         table: the table of facts, local or s3://.
-        editor: directory of the new editor, local (on every node) or s3://.
+        editor: the new editor: its directory, local (on every node) or s3://, or the name of a published one.
         output: where the new table comes to lie; None puts it beside the old one, named after the editor.
         device, num_encoders, cpus_per_encoder, gpus_per_encoder: as for an ingest.
     """

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recipe_ray.config import ChatPosition, LossConfig, PromptPosition
 from recipe_ray.errors import ModelError
@@ -25,6 +26,8 @@ from recipe_ray.model.prompt_encoder import StatementReader
 
 PARTS = ("reliability", "generality", "locality")
 CPU_LENGTH_GROUPS = 4
+# On a CPU each new shape of a product of matrices is compiled, which takes longer than to compute it some times over.
+CPU_LENGTH_MULTIPLE = 8
 CPU = torch.device("cpu")
 
 Value = TypeVar("Value")
@@ -242,11 +245,16 @@ class BatchMaker:
         place = 0
         for rows in self._by_length([len(ids) for ids in token_ids]):
             ids_BT, mask_BT = self.encoder.pad([token_ids[row] for row in rows], device=CPU)
+            ids_BT, mask_BT = (functional.pad(one, (0, -one.shape[1] % self._multiple)) for one in (ids_BT, mask_BT))
             groups.append(EncoderGroup(ids_BT=ids_BT, mask_BT=mask_BT))
             for row in rows:
                 order[row] = place
                 place += 1
         return tuple(groups), torch.tensor(order, dtype=torch.long)
+
+    @property
+    def _multiple(self) -> int:
+        return CPU_LENGTH_MULTIPLE if self.llm.device.type == "cpu" else 1
 
     def _by_length(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows of like length together: on a CPU padding costs as much as tokens do, a GPU takes all in one go."""
@@ -274,6 +282,7 @@ class BatchMaker:
                         num_virtual_tokens=[self.num_virtual_tokens] * len(ids),
                         starts=[prompt.start for prompt in prompts],
                         device=CPU,
+                        multiple_of=self._multiple,
                     ),
                     own_R=torch.tensor([row - first for row, _ in rows]),
                     part_R=torch.tensor([part for _, part in rows]),

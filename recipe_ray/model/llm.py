@@ -31,11 +31,15 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import Precision, PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
-from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
+from recipe_ray.model.chat import Placed, place_text
+from recipe_ray.model.hub import computes_in_bfloat16, is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
+# Shapes of products of matrices that come again: a CPU compiles each new one.
+COLUMNS_MULTIPLE = 8
+TOKENS_MULTIPLE = 16
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
 
 LLMDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -112,11 +116,6 @@ class FrozenLLM:
         self.model.train()
         self._saves_memory = True
 
-    def attend_plainly(self) -> None:
-        """Attend by products of matrices: on a CPU, over short rows, fused attention's way back takes twice as long."""
-        if self.device.type == "cpu":
-            self.model.set_attn_implementation("eager")
-
     def shard(self) -> None:
         """Spread the layers' weights over the workers of the default process group (FSDP2), gathered as each computes.
 
@@ -168,6 +167,13 @@ class FrozenLLM:
         )
         return cast(Tensor, output.logits[:, :-1])
 
+    def columns_before_prompts(self, rows: PaddedRows, num_columns: int) -> int:
+        """Columns that hold no continuous prompt yet and none of the last ones: to be read without gradient."""
+        if self._saves_memory:  # a cache and recomputed activations do not go together
+            return 0
+        before = min(int(rows.slots_RP.min()), rows.ids_BT.shape[1] - num_columns)
+        return before - before % COLUMNS_MULTIPLE
+
     def token_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, mask_RA: Tensor) -> Tensor:
         """Logits [N, V] that predict those of the rows' last A tokens where the mask is 1, a row behind another.
 
@@ -180,9 +186,7 @@ class FrozenLLM:
         """
         embeds_BTD = rows.embed(self.embedding, prompts_RPD)
         num_columns = mask_RA.shape[1] + 1
-        before = 0
-        if prompts_RPD is not None and not self._saves_memory:
-            before = min(int(rows.slots_RP.min()), embeds_BTD.shape[1] - num_columns)
+        before = 0 if prompts_RPD is None else self.columns_before_prompts(rows, num_columns)
         cache = None
         if before:
             with torch.no_grad():
@@ -193,7 +197,9 @@ class FrozenLLM:
                     use_cache=True,
                 ).past_key_values
         read_RA = functional.pad(mask_RA.bool(), (0, 1))  # a token is predicted one column before it stands
-        with _head_reads(self.model, lambda hidden_RAD: hidden_RAD[read_RA][None]):
+        num_read = int(mask_RA.sum())
+        padding = (0, 0, 0, -num_read % TOKENS_MULTIPLE)
+        with _head_reads(self.model, lambda hidden_RAD: functional.pad(hidden_RAD[read_RA], padding)[None]):
             output = self.model(
                 inputs_embeds=embeds_BTD[:, before:],
                 attention_mask=rows.mask_BT,
@@ -202,9 +208,8 @@ class FrozenLLM:
                 use_cache=cache is not None,
                 logits_to_keep=num_columns,
             )
-        return cast(Tensor, output.logits[0])
+        return cast(Tensor, output.logits[0, :num_read])
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -214,20 +219,36 @@ class FrozenLLM:
         position: PromptPosition = "first",
         stop: Sequence[str] = (),
     ) -> list[Generation]:
-        """Complete prompts greedily in one batch, rows with and without a continuous prompt side by side.
+        """`generate_placed` for B texts, whose continuous prompts stand at `position`."""
+        rows = [place_text(self.tokenizer, prompt, position) for prompt in prompts]
+        return self.generate_placed(rows, prefixes, max_new_tokens=max_new_tokens, stop=stop)
+
+    @torch.inference_mode()
+    def generate_placed(
+        self,
+        placed: Sequence[Placed],
+        prefixes: Sequence[npt.NDArray[np.floating[Any]] | None],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+    ) -> list[Generation]:
+        """Go on greedily in one batch, rows with and without a continuous prompt side by side.
 
         Args:
-            prompts: B texts.
+            placed: B texts or chats, and where their continuous prompts stand.
             prefixes: B continuous prompts [P, D], None for the unedited LLM.
             max_new_tokens: at most so many a row.
-            position: where the continuous prompt stands.
             stop: texts before which an answer ends.
         """
         given = [prefix for prefix in prefixes if prefix is not None]
         for prefix in given:
             self.check_prompt_width(prefix.shape[-1])
-        prompt_ids = [self.tokenize(prompt) for prompt in prompts]
-        rows = self.pad(prompt_ids, [0 if prefix is None else len(prefix) for prefix in prefixes], position)
+        rows = pad_rows(
+            [one.token_ids for one in placed],
+            num_virtual_tokens=[0 if prefix is None else len(prefix) for prefix in prefixes],
+            starts=[one.start for one in placed],
+            device=self.device,
+        )
         stacked = torch.from_numpy(np.stack(given).astype(np.float32)).to(self.device) if given else None
         criteria = StoppingCriteriaList([_StopAtText(self.tokenizer, stop)] if stop else [])
         output_BN = self.model.generate(
@@ -242,7 +263,9 @@ class FrozenLLM:
             ),
             stopping_criteria=criteria,
         )
-        return [self._finish(new, len(ids), stop) for new, ids in zip(output_BN.tolist(), prompt_ids, strict=True)]
+        return [
+            self._finish(new, len(one.token_ids), stop) for new, one in zip(output_BN.tolist(), placed, strict=True)
+        ]
 
     def _finish(self, token_ids: list[int], num_prompt_tokens: int, stop: Sequence[str]) -> Generation:
         """Cut one row where its own answer ends: other rows of the batch may have gone on."""
@@ -300,7 +323,7 @@ def load_llm(
     trust_remote_code: bool = False,
     safetensors_only: bool = False,
 ) -> FrozenLLM:
-    """Load a causal LM by Hugging Face id, path or `testbed`.
+    """Load a causal LM by any of its names (`hub`).
 
     Args:
         name: which.
@@ -327,6 +350,21 @@ def load_llm(
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     # Quantised weights are put there while they are read, and refuse to move.
     return FrozenLLM(model if quantization is not None else model.to(where), tokenizer, name=name)
+
+
+def load_llm_to_train(name: str, precision: Precision, device: torch.device) -> FrozenLLM:
+    """Load a causal LM as a training on this device reads it fastest.
+
+    On a CPU weights that are cast at every step take a tenth of it, and over short rows fused attention's way back
+    takes twice as long as products of matrices.
+
+    Raises:
+        ModelError, ConfigError: as `load_llm`.
+    """
+    llm = load_llm(name, str(device), dtype="bfloat16" if computes_in_bfloat16(precision, device) else "auto")
+    if device.type == "cpu":
+        llm.model.set_attn_implementation("eager")
+    return llm
 
 
 def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:

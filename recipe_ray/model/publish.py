@@ -155,7 +155,7 @@ def _check_size(editor: Editor, sizes: Mapping[str, int]) -> None:
     for name, tensor in editor.state_dict().items():
         if name not in frozen:
             parts[name.partition(".")[0]] += rounded(tensor).nbytes
-    room = ", ".join(f"{name} {_mb(size)}" for name, size in parts.most_common())
+    room = ", ".join(f"{name} {_mb(size)}" for name, size in parts.most_common(4))
     raise EditorError(
         f"takes {_mb(sum(sizes.values()))}, and may take {_mb(MAX_BYTES)}: {room}; train with a lower "
         "trained_encoder_layers, or a smaller key_width or prompt encoder"

@@ -6,7 +6,8 @@ import pytest
 
 from recipe_ray.config import DataConfig, LossConfig
 from recipe_ray.distributed.train_args import TrainArgs
-from recipe_ray.errors import ConfigError
+from recipe_ray.errors import ConfigError, EditorError
+from recipe_ray.model.editor import read_config
 from recipe_ray.presets import preset, smoke
 
 
@@ -54,6 +55,19 @@ def test_a_number_of_workers_is_exact_where_the_preset_takes_what_there_is():
     assert TrainArgs(preset="llama-2-7b", data=("zsre:a",)).config().min_workers == 1
     asked = TrainArgs(preset="llama-2-7b", data=("zsre:a",), num_workers=4).config()
     assert (asked.num_workers, asked.min_workers) == (4, None)
+
+
+def test_a_start_brings_its_llm_encoder_and_shape_and_is_not_warm_started(editor_dir):
+    config = TrainArgs(start=str(editor_dir), seed=3).config()
+    expected = dataclasses.replace(
+        preset("testbed"), start=str(editor_dir), editor=read_config(editor_dir), num_warm_start=0, seed=3
+    )
+    assert config == expected
+    assert TrainArgs(start=str(editor_dir), llm="an/llm").config().editor.llm == "an/llm"
+    with pytest.raises(ConfigError, match=r"num_warm_start 5, which would overwrite"):
+        TrainArgs(start=str(editor_dir), set=("num_warm_start=5",)).config()
+    with pytest.raises(EditorError, match="no-such: no such directory"):
+        TrainArgs(start="no-such").config()
 
 
 def test_the_testbeds_edits_are_not_made_harder():

@@ -17,8 +17,10 @@ from ray.train import Checkpoint
 
 from recipe_ray.config import DataConfig, Stage
 from recipe_ray.distributed.train import train_editor
-from recipe_ray.distributed.train_loop import HISTORY_FILE, STATE_FILE, WorkerArgs, train_worker
-from recipe_ray.errors import ModelError, OutputError
+from recipe_ray.distributed.train_loop import EDITOR_FOLDER, HISTORY_FILE, STATE_FILE, WorkerArgs, train_worker
+from recipe_ray.errors import EditorError, ModelError, OutputError
+from recipe_ray.model.editor import load_editor
+from recipe_ray.model.encoder import load_encoder
 from recipe_ray.presets import smoke
 
 NUM_STEPS = 6
@@ -90,6 +92,57 @@ def test_from_any_checkpoint_it_ends_at_the_weights_of_an_undisturbed_training(t
         for name in ("fingerprint", "before", "after"):
             assert resumed.metrics[name] == undisturbed.metrics[name], name
         assert told(resumed.checkpoints[NUM_STEPS]) == told(undisturbed.checkpoints[NUM_STEPS])
+
+
+def test_a_training_upon_a_frozen_encoder_goes_on_from_its_checkpoint(train):
+    editor = dataclasses.replace(smoke().editor, trained_encoder_layers=1)
+    _, undisturbed = train(editor=editor)
+    fault, resumed = train(editor=editor, begins_at=undisturbed.checkpoints[4])
+    assert fault is None
+    for name in ("fingerprint", "after"):
+        assert resumed.metrics[name] == undisturbed.metrics[name], name
+    loaded = load_editor(undisturbed.checkpoints[NUM_STEPS] / EDITOR_FOLDER, "cpu")
+    assert loaded.fingerprint() == undisturbed.metrics["fingerprint"]
+    pretrained = load_encoder("testbed", editor.pooling).state_dict()
+    trained = {name for name, one in loaded.encoder.state_dict().items() if not torch.equal(one, pretrained[name])}
+    assert {name.split(".")[3] for name in trained} == {"2"}  # the topmost
+
+
+def test_a_training_that_starts_from_an_editor_begins_where_that_ended(train, undisturbed):
+    start = undisturbed.checkpoints[NUM_STEPS] / EDITOR_FOLDER
+    fault, worker = train(start=str(start))
+    assert fault is None
+    assert worker.metrics["before"] == undisturbed.metrics["after"]
+    assert worker.metrics["fingerprint"] != undisturbed.metrics["fingerprint"]
+    # A checkpoint of its own wins, and the start is not read again.
+    fault, resumed = train(start="gone", begins_at=worker.checkpoints[4])
+    assert fault is None
+    assert resumed.metrics["fingerprint"] == worker.metrics["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"key_width": 16}, "its key_width is 32, and 16 in this training; give the same shape"),
+        ({"pooling": ("mean", "min", "max")}, "its pooling is"),
+        ({"similarity": "inner_product"}, "its similarity is cosine"),
+        ({"trained_encoder_layers": 1}, "trained more of encoder testbed than the 1 layers of this training"),
+    ],
+    ids=str,
+)
+def test_a_start_of_another_shape_is_refused(train, undisturbed, changes, complaint):
+    start = undisturbed.checkpoints[NUM_STEPS] / EDITOR_FOLDER
+    fault, worker = train(start=str(start), editor=dataclasses.replace(smoke().editor, **changes))
+    assert isinstance(fault, EditorError)
+    assert str(fault).startswith(f"start {start}: ")
+    assert complaint in str(fault)
+    assert not worker.checkpoints
+
+
+def test_a_start_that_is_not_there_is_named(train):
+    fault, _ = train(start="no-such")
+    assert isinstance(fault, EditorError)
+    assert "no-such: no such directory" in str(fault)
 
 
 def test_a_damaged_checkpoint_is_named(train, undisturbed, tmp_path):

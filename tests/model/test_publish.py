@@ -4,6 +4,8 @@ import json
 import re
 import shutil
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from recipe_ray.model.editor import CARD_FILE, ENCODER_FOLDER, load_editor, read
 from recipe_ray.model.publish import SAMPLE, main, portable, publish_editor, round_weights
 from recipe_ray.model.tensors import INDEX_FILE, MAX_SHARD_BYTES, WEIGHTS_FILE, read_tensors, write_shards
 from recipe_ray.store.files import absolute_editor, localize_editor
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -293,7 +297,16 @@ def test_a_published_editor_is_known_by_its_name_everywhere_an_editor_is_named(b
     assert absolute_editor("some-llm") == str(tmp_path / "some-llm")
 
 
+@pytest.mark.parametrize("num_layers", [None, 1])
+def test_all_that_is_published_goes_into_the_wheel(bases, tmp_path, num_layers):
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    publish_editor(save(make(bases, num_layers=num_layers), tmp_path / "trained"), tmp_path / "package" / "some-llm")
+    package = tmp_path / "package"
+    packed = {file for pattern in patterns["recipe_ray.published"] for file in package.glob(pattern)}
+    assert packed == {file for file in package.rglob("*") if file.is_file()}
+
+
 def test_an_editor_that_an_earlier_version_wrote_keeps_its_fingerprint():
-    former = published.FOLDER.parents[1] / "tests" / "distributed" / "former" / "editor"
+    former = ROOT / "tests" / "distributed" / "former" / "editor"
     assert load_editor(former, "cpu").fingerprint() == read_card(former)["fingerprint"]
     assert EditorConfig(llm="a", encoder="b").to_dict().keys() == read_card(former)["config"].keys()

@@ -13,8 +13,8 @@ Part = Literal["training", "reporting"]
 # How often a question is asked bare, and how often each thing is done to the others.
 PLAIN_SHARE = 0.35
 SYSTEM_SHARE = 0.5
-LATER_TURN_SHARE = 0.35
-SECOND_TURN_SHARE = 0.3  # of the later turns
+LATER_TURN_SHARE = 0.15
+SECOND_TURN_SHARE = 0.1  # of the later turns
 OPENING_SHARE = 0.35
 CLOSING_SHARE = 0.25
 TYPO_SHARE = 0.2
