@@ -90,9 +90,8 @@ def examples(contents: Contents) -> Table:
             ]
     return Table(
         title="Examples of failures",
-        note="Drawn by the seed among the wrong answers of free generation, and of chats, whose kind is chat, at the most "
-        "edits at once; for locality "
-        "the wanted answer is the unedited LLM's own.",
+        note="Drawn by the seed among the wrong answers of free generation, and of chats (their kind is chat), at the "
+        "most edits at once; for locality the wanted answer is the unedited LLM's own.",
         columns=("editor", "T", "mode", "data", "edit", "kind", "question", "wanted", "got"),
         rows=tuple(shown),
     )
