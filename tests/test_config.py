@@ -30,7 +30,7 @@ REAL = DataConfig(sources=("zsre:x",))
         (EDITOR, {"num_sentinel_tokens": -1}, "num_sentinel_tokens is -1"),
         (EDITOR, {"trained_encoder_layers": -1}, "trained_encoder_layers is -1; give 0 or more, or null"),
         (EDITOR, {"similarity": "euclidean"}, "similarity is 'euclidean'; give one of inner_product, cosine"),
-        (EDITOR, {"prompt_position": "last"}, "prompt_position is 'last'; give one of first, after_bos"),
+        (EDITOR, {"prompt_position": "middle"}, "prompt_position is 'middle'; give one of first, after_bos, last"),
         (EDITOR, {"pooling": ()}, r"pooling is \(\); name each part once, at least one"),
         (EDITOR, {"pooling": ("max", "max")}, "name each part once"),
         (EDITOR, {"pooling": ("max", "sum")}, "pooling is 'sum'; give one of max, min, mean, pooler"),
@@ -166,7 +166,7 @@ def test_a_preset_is_a_training(name):
 
 
 def test_an_unknown_preset_or_method_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, testbed"):
+    with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, smollm2-135m-instruct, testbed"):
         preset("paper2")
     with pytest.raises(ConfigError, match=r"method is 'papre'; give one of .*paper, reference"):
         with_method(preset("smoke"), "papre")
