@@ -139,7 +139,8 @@ def test_a_long_answer_beside_a_short_row_leaves_no_number_undefined(family):
     assert prefix.grad.any()
 
 
-STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (5, 3, 12)}
+STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (9, 3, 12)}
+NUM_BEFORE = {"first": 0, "after BOS": 0, "in the middle": 8}  # in eights, columns before all prompts
 
 
 def token_rows(llm, starts, prompts_RPD=None):
@@ -160,7 +161,7 @@ def token_rows(llm, starts, prompts_RPD=None):
 def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_gradients(family, place, plainly):
     llm = tiny_llm(family)
     if plainly:
-        llm.attend_plainly()
+        llm.model.set_attn_implementation("eager")
     seen = []
     llm.model.base_model.register_forward_hook(
         lambda _, given, kwargs, output: seen.append((kwargs["inputs_embeds"].shape[1], torch.is_grad_enabled())),
@@ -182,7 +183,7 @@ def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_grad
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     width = rows.ids_BT.shape[1]
-    before = int(rows.slots_RP.min())
+    before = NUM_BEFORE[place]
     split = [(before, False), (width - before, True)] if before else [(width, True)]
     assert seen == [*split, (width, True)], "what stands before all prompts is read without gradient"
 
