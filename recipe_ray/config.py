@@ -389,8 +389,8 @@ class TrainConfig:
             )
         if self.editor.prompt_source == "statement" and self.num_warm_start:
             raise ConfigError(
-                f"prompt_source is 'statement' and num_warm_start {self.num_warm_start}, but prompts of statements begin "
-                "as copies of their tokens; set num_warm_start to 0"
+                f"prompt_source is 'statement' and num_warm_start {self.num_warm_start}, but prompts of statements "
+                "begin as copies of their tokens; set num_warm_start to 0"
             )
         if self.start is not None and self.num_warm_start:
             raise ConfigError(
