@@ -393,6 +393,11 @@ class TrainConfig:
             raise ConfigError(
                 "num_sentinel_tokens is 0, but the sentinel's loss has a weight; set the weight sentinel to 0"
             )
+        if self.editor.prompt_source == "statement" and self.num_warm_start:
+            raise ConfigError(
+                f"prompt_source is 'statement' and num_warm_start {self.num_warm_start}, but prompts of statements "
+                "begin as copies of their tokens; set num_warm_start to 0"
+            )
         if self.start is not None and self.num_warm_start:
             raise ConfigError(
                 f"start is {self.start!r} and num_warm_start {self.num_warm_start}, which would overwrite the prompt "
