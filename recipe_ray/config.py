@@ -82,8 +82,8 @@ class EditorConfig:
             )
         if self.prompt_source == "statement" and 0 < self.num_virtual_tokens < 3:
             raise ConfigError(
-                f"num_virtual_tokens is {self.num_virtual_tokens}, but prompt_source is statement, of which the first and "
-                "the last copy nothing; give 3 or more"
+                f"num_virtual_tokens is {self.num_virtual_tokens}, but prompt_source is statement, of which the first "
+                "and the last copy nothing; give 3 or more"
             )
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)

@@ -3,7 +3,8 @@
 - `edits`, users' own: prompt, target; if wanted, subject, true_target, and generality and locality, lists of {kind,
   prompt, target, messages}; and a fact's id, namespace, source, updated_at and expires_at, which an ingest reads and
   training does not. `messages` is a chat, [{role, content}] with the user's message last: what the LLM reads, where
-  `prompt` is what is looked up (that last message, if it is left out). Another field is refused, where those of public data sets are left alone;
+  `prompt` is what is looked up (that last message, if it is left out). Another field is refused, where
+  those of public data sets are left alone;
 - `counterfact`, CounterFact as EasyEdit has it: prompt, target_new, subject, rephrase_prompt, locality_prompt,
   locality_ground_truth; ground_truth, if wanted;
 - `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans; answers, if wanted;
