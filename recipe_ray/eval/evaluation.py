@@ -44,12 +44,14 @@ def evaluate_cell(
         bystanders: edits that are in force beside each group, and that nothing is asked about.
 
     Raises:
-        ConfigError: the cases are no whole groups.
+        ConfigError: the cases are no whole groups, or chats are wanted of an LLM without a chat template.
         EditorError: the method cannot make one of the edits.
     """
     num_asked = settings.num_edits - len(bystanders)
     if not cases or num_asked < 1 or len(cases) % num_asked:
         raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_asked}; give a divisor")
+    if settings.chat and not unedited.llm.tokenizer.chat_template:
+        raise ConfigError(f"LLM {unedited.llm.name} has no chat template; leave chats out")
     device = unedited.llm.device
     start_peak_memory(device)
     sheet = Sheet(cases, unedited)

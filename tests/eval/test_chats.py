@@ -10,7 +10,7 @@ from tiny_models import EOS, tiny_editor, tiny_llm
 from recipe_ray.datasets.wordings.dressing import load_pools
 from recipe_ray.datasets.wordings.relations import SUBJECT as HOLE
 from recipe_ray.datasets.wordings.relations import load_relations
-from recipe_ray.errors import ModelError
+from recipe_ray.errors import ConfigError
 from recipe_ray.eval import protocol
 from recipe_ray.eval.cases import Ask, CaseQuestion, EvalCase
 from recipe_ray.eval.chats import chat_questions, facts_of_questions
@@ -321,7 +321,7 @@ def test_chats_are_asked_where_they_are_wanted_and_taken(llm):
 
     assert evaluate_cell(Deaf(llm), CASES, SETTINGS, unedited=unedited).chat == {}
     llm.tokenizer.chat_template = None
-    with pytest.raises(ModelError, match="no chat template"):
+    with pytest.raises(ConfigError, match="LLM tiny-llama has no chat template; leave chats out"):
         evaluate_cell(Unedited(llm), CASES, SETTINGS, unedited=unedited)
 
 
