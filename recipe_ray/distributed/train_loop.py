@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.datasets.sources import TrainingData, open_training_data
+from recipe_ray.distributed.telling import Tell, to_nobody
 from recipe_ray.distributed.tracking import CURVE_FILE, Tracker, draw_curve
 from recipe_ray.errors import ModelError, OutputError, RecipeError
 from recipe_ray.examples import Batches
@@ -51,12 +52,14 @@ class WorkerArgs:
         run: name of the run.
         folder: the run's, local or s3://.
         origin: how the training was asked for, and what it goes on from, for the editor's card.
+        tell: the driver, of lines and of steps.
     """
 
     config: TrainConfig
     run: str
     folder: str
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tell: Tell = to_nobody
 
 
 def train_worker(arguments: dict[str, Any]) -> RecipeError | None:
@@ -129,6 +132,7 @@ class _Loop:
             self.args.run,
             self.args.folder,
             config,
+            tell=self.args.tell,
             first=self.first,
             num_steps=config.num_steps,
             enabled=self.rank == 0,
