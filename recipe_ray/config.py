@@ -39,8 +39,8 @@ class EditorConfig:
     """Shape of the trained modules.
 
     Attributes:
-        llm: Hugging Face id or path of the frozen causal LM, or `testbed`.
-        encoder: Hugging Face id or path of the bidirectional encoder, or `testbed`.
+        llm: the frozen causal LM: Hugging Face id, path or short name (docs/training.md).
+        encoder: the bidirectional encoder: likewise.
         key_width: K, width of keys, queries and sentinel (paper: 4096).
         num_virtual_tokens: P, length of a continuous prompt (paper: 3). 0 is an ablation, to be evaluated and not
             served: the statement's own words are put before the question, and only the retriever is trained.

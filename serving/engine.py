@@ -34,7 +34,7 @@ def build_engine(
     """Load an LLM into an engine.
 
     Args:
-        llm: frozen LLM, by Hugging Face id, path or `testbed`.
+        llm: frozen LLM, by Hugging Face id, path or short name.
         kind: what runs it.
         device: auto, cpu, cuda or cuda:N.
         position: where the virtual tokens of edits stand.

@@ -24,9 +24,9 @@ class ModelArgs(BaseModel):
     table: str
     """Table of facts: a path that every node sees, or s3://."""
     llm: str | None = None
-    """Frozen LLM, by Hugging Face id, path or `testbed`; the one the editor was trained for if not given."""
+    """Frozen LLM, by Hugging Face id, path or short name (docs/training.md); the editor's own if not given."""
     model_name: str | None = None
-    """Name of the model over HTTP; the LLM's id if not given."""
+    """Name of the model over HTTP; the LLM's if not given, which is a whole path where the LLM is one."""
     namespace: str = DEFAULT_NAMESPACE
     """Namespace of the requests that name none."""
     snapshot: int | None = Field(default=None, ge=0)

@@ -39,7 +39,7 @@ class AbilityArgs:
             NAME:PATH of multiple-choice questions in CommonsenseQA's form, local or s3://, or `testbed`: questions
             about facts of its world that its edits leave alone.
         output: folder of an evaluation, local or s3://, in whose `ability/` the rows are kept for its report.
-        llm: frozen LLM: Hugging Face id, path or `testbed`.
+        llm: frozen LLM: Hugging Face id, path or short name.
         editor: RECIPE's trained editor, for the methods that need it: a directory, or the name of a published one.
         data: edits to make: `testbed` or `FORM:PATH`.
         tuning_data, training_data: as in jobs/evaluate.py.

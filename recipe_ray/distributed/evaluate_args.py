@@ -21,7 +21,7 @@ class EvaluateArgs:
     Attributes:
         output: the run's folder, local or s3://: finished cells, trained editors and the report. Started again with the
             same folder, the job goes on. What `jobs/ability.py` wrote into its `ability/` the report shows too.
-        llm: frozen LLM: Hugging Face id, path or `testbed`.
+        llm: frozen LLM: Hugging Face id, path (a .gguf file too) or short name (testbed, smollm2-135m-instruct).
         editor: RECIPE's trained editor: its directory, local or s3://, or the name of a published one; without one its
             rows are left out.
         ablations: further trained editors as rows of their own, each NAME=DIRECTORY.
@@ -35,7 +35,7 @@ class EvaluateArgs:
         samples: cases asked at each number of edits up to it; above it, all edits are asked about.
         preset: the editors' hyperparameters: testbed (small LMs) or 7b (their papers'); by the LLM's size if not given.
         set: other hyperparameters than the preset's, each EDITOR.NAME=VALUE: rome.layer=2, memit.value.num_steps=40.
-        encoder: sentence encoder of editors that retrieve by text: Hugging Face id, path or `testbed`; by default the
+        encoder: sentence encoder of editors that retrieve by text: Hugging Face id, path or short name; by default the
             pretrained encoder that RECIPE's editor was made from.
         device: auto, cpu or cuda.
         seed: of what is drawn: cases, examples, bootstraps, trainings.

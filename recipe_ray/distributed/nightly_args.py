@@ -24,7 +24,7 @@ class NightlyConfig:
         canary: JSON Lines, local or s3://: {"prompt", "target"} must be answered so, on a lone {"prompt"} nothing may
             fire; "namespace" where it is another.
         date: of the dump, YYYY-MM-DD; today's, in UTC, if not given.
-        llm: that must say the answers, by Hugging Face id, path or testbed; if not given no LLM is asked, and a
+        llm: that must say the answers, by Hugging Face id, path or short name; if not given no LLM is asked, and a
             question is answered where a fact with its target is applied.
         servers: URLs of servers, http://host:8000, whose answers must come from what was published before this job is
             done; ?model=NAME behind a URL where it serves several. A key for them is read from RECIPE_RAY_API_KEY.

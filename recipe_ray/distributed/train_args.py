@@ -27,9 +27,10 @@ class TrainArgs:
         output: folder for the trained editor, local or s3://; `editor` in the run's folder if not given.
         start: a trained editor to go on from, in place of a fresh one: its directory, local or s3://, or the name of a
             published one. Its LLM, encoder and shape take the place of the preset's, and nothing is warm-started.
-        llm: frozen LLM instead of the preset's: Hugging Face id, path or `testbed`.
-        encoder: text encoder instead of the preset's: likewise.
-        data: edits to train on, instead of the preset's: `testbed`, or data sets, each `FORM:PATH` with a form of
+        llm: frozen LLM instead of the preset's: Hugging Face id, path (a .gguf file too) or short name
+            (testbed, smollm2-135m-instruct).
+        encoder: text encoder instead of the preset's: likewise (testbed, minilm-l6).
+        data: edits to train on, instead of the preset's: `testbed`, `invented`, or data sets, each `FORM:PATH` with a form of
             counterfact, zsre, ripe or edits (one's own); see docs/training.md.
         tuning_data: edits to choose by, each `FORM:PATH`; a twentieth of the subjects of `data` if not given.
         num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.

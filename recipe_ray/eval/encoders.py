@@ -24,7 +24,7 @@ class SentenceEncoder:
     Mean pooling after Reimers and Gurevych (2019, arXiv 1908.10084), which most sentence encoders were trained with.
 
     Args:
-        name: a Hugging Face id or directory of a bidirectional encoder; `testbed` is the one that ships with the
+        name: of a bidirectional encoder: Hugging Face id, path or short name; `testbed` is the one that ships with the
             package, for machines that reach no hub.
         device: auto, cpu, cuda or cuda:N.
         whiten_on: texts, some hundreds at least, over which embeddings are made to have mean 0 and the same variance in

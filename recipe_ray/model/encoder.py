@@ -150,7 +150,7 @@ def pool(hidden_BTH: Tensor, mask_BT: Tensor, parts: Sequence[Pooling], pooler_B
 
 
 def load_encoder(name: str, pooling: Sequence[Pooling]) -> TextEncoder:
-    """Load a pretrained encoder in float32 by Hugging Face id, path or `testbed`.
+    """Load a pretrained encoder in float32 by any of its names (`hub`).
 
     Raises:
         ModelError: not there or unreadable.

@@ -1,4 +1,8 @@
-"""Where models come from: a Hugging Face id, a local directory, or the testbed that ships with the package."""
+"""Where models come from: a name, and what `from_pretrained` is given for it.
+
+A name is a Hugging Face id, the path of a Hugging Face folder or of a GGUF file, or a short name: `testbed`, whose
+models ship with this package, or one of `weights.PACKAGED`, whose models other packages carry.
+"""
 
 import contextlib
 import os
@@ -17,35 +21,53 @@ from transformers.models.auto.modeling_auto import (
 
 from recipe_ray.config import TESTBED, Precision
 from recipe_ray.errors import ConfigError, ModelError
+from recipe_ray.model.weights import PACKAGED, dequantised, packaged
 
+SHORT_NAMES = (TESTBED, *PACKAGED)
+GGUF_SUFFIX = ".gguf"
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
 def absolute_model(name: str) -> str:
-    """Write a model's name as every process may be given it: a local directory absolute, an id or `testbed` as it is.
+    """Write a model's name as every process may be given it: a path absolute, an id or a short name as it is.
 
-    What Ray starts runs in folders of its own. As with `from_pretrained`, a directory comes before an id of its name.
+    What Ray starts runs in folders of its own. As with `from_pretrained`, a directory comes before an id of its name;
+    a short name comes before both.
     """
     path = Path(name).expanduser()
-    if name != TESTBED and (name.startswith(_PATH_STARTS) or (path / "config.json").is_file()):
+    if name not in SHORT_NAMES and (_is_path(name) or (path / "config.json").is_file()):
         return os.path.abspath(path)  # noqa: PTH100 -- resolve() would replace links that machines share
     return name
 
 
 def model_source(name: str, part: Literal["llm", "encoder"]) -> str:
-    """What to hand to `from_pretrained`: the shipped weights' directory for `testbed`, else the name itself.
+    """What to hand to `from_pretrained`: the folder of a model that is here, else the Hugging Face id itself.
+
+    A GGUF file is dequantised first, unless that was done before; every machine does it for itself.
 
     Raises:
-        ModelError: the name looks like a path and there is nothing, so that no hub is asked for it.
+        ModelError: the name looks like a path and there is nothing, so that no hub is asked for it; a package is
+            missing or of another version; a GGUF file cannot be read, or is to be an encoder.
+        OutputError: the cache for what is made of a GGUF file cannot be written.
     """
     if name == TESTBED:
         return str(Path(str(files("recipe_ray.testbed"))) / "weights" / part)
-    if name.startswith(_PATH_STARTS):
-        path = Path(name).expanduser()
-        if not (path / "config.json").is_file():
-            raise ModelError(f"{part} {name}: no config.json there; give the directory of a Hugging Face model")
-        return str(path)
-    return name
+    if name not in PACKAGED and not _is_path(name):
+        return name
+    path = packaged(name, part) if name in PACKAGED else Path(name).expanduser()
+    if path.suffix == GGUF_SUFFIX and not path.is_dir():
+        if part == "encoder":
+            raise ModelError(f"encoder {name}: a GGUF file holds a causal LM; give a bidirectional encoder")
+        path = dequantised(path, f"{part} {name}")
+    if not (path / "config.json").is_file():
+        raise ModelError(
+            f"{part} {name}: no config.json there; give the directory of a Hugging Face model, or a GGUF file"
+        )
+    return str(path)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(_PATH_STARTS) or name.endswith(GGUF_SUFFIX)
 
 
 @contextlib.contextmanager
@@ -57,7 +79,7 @@ def loading(name: str, part: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{part} {name}: cannot be loaded ({reason}); give a Hugging Face id that this machine can reach, "
-            f"a local directory, or {TESTBED!r}"
+            f"a local directory, a GGUF file, or one of {', '.join(SHORT_NAMES)}"
         ) from error
 
 

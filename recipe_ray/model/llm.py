@@ -296,7 +296,7 @@ def load_llm(
     trust_remote_code: bool = False,
     safetensors_only: bool = False,
 ) -> FrozenLLM:
-    """Load a causal LM by Hugging Face id, path or `testbed`.
+    """Load a causal LM by any of its names (`hub`).
 
     Args:
         name: which.

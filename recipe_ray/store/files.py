@@ -23,6 +23,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
+from recipe_ray.cache import cache_folder
 from recipe_ray.errors import ConfigError, EditorError, FactError, OutputError
 from recipe_ray.published import published_editor
 from recipe_ray.store.listing import below, find, odd_part
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from types_boto3_s3 import S3Client
     from types_boto3_s3.type_defs import ObjectIdentifierTypeDef
 
-CACHE_VARIABLE = "RECIPE_RAY_CACHE"
 SINGLE_WRITER_VARIABLE = "RECIPE_RAY_SINGLE_WRITER"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 _BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
@@ -345,7 +345,7 @@ def localize(uri: str | Path, *, only: Collection[str] | None = None) -> Path:
         if odd := next((info.path for info in infos if odd_part(info.path.partition("/")[2])), None):
             raise EditorError(f"s3://{odd}: such a key cannot be read; rename the object, or remove it")
         tags = [f"{text} {info.path} {info.size} {_etag(filesystem_, info.path)}" for info in infos]
-        target = _cache_dir() / hashlib.blake2b("\n".join(tags).encode(), digest_size=16).hexdigest()
+        target = cache_folder() / hashlib.blake2b("\n".join(tags).encode(), digest_size=16).hexdigest()
         if not target.is_dir():
             _download(filesystem_, prefix, [info.path for info in infos], target)
     except OSError as cause:
@@ -395,11 +395,6 @@ def _etag(filesystem_: fs.FileSystem, path: str) -> str:
     with filesystem_.open_input_stream(path) as stream:
         tag: bytes = stream.metadata()["ETag"]
     return tag.decode()
-
-
-def _cache_dir() -> Path:
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "recipe-ray"
 
 
 def _download(filesystem_: fs.FileSystem, prefix: str, paths: list[str], target: Path) -> None:

@@ -47,7 +47,7 @@ class VllmEngine:
     """A frozen LLM that vLLM runs in processes of its own. One event loop uses it.
 
     Args:
-        llm: Hugging Face id, path or `testbed`.
+        llm: Hugging Face id, path or short name.
         position: where the virtual tokens of edits stand.
         max_batch_size: prompts that are completed together; others wait, in order.
         tensor_parallel: GPUs that the LLM is spread over, all of one machine.

@@ -60,7 +60,9 @@ def test_a_sample_is_no_more_than_there_is_and_tuning_batches_shrink(tmp_path):
 
 @pytest.mark.parametrize("source", ["zsre", "zsre:", ":x", "wiki:x.json", "/a/b.json", "s3://b/x.json"])
 def test_a_source_without_a_form_is_refused_with_the_forms_there_are(source):
-    with pytest.raises(ConfigError, match="give 'testbed', 'invented', or FORM:PATH with one of the forms edits, counterfact"):
+    with pytest.raises(
+        ConfigError, match="give 'testbed', 'invented', or FORM:PATH with one of the forms edits, counterfact"
+    ):
         open_training_data(DataConfig(sources=(source,)))
 
 
@@ -101,7 +103,7 @@ def test_sources_are_made_absolute_for_workers_that_run_elsewhere(tmp_path, monk
     assert made.tuning_sources == ("ripe:s3://bucket/d",)
     assert made.random_text == f"{tmp_path}/t.txt"
     assert absolute_sources(DataConfig()) == DataConfig()
-    with pytest.raises(ConfigError, match="give 'testbed', or FORM:PATH"):
+    with pytest.raises(ConfigError, match="give 'testbed', 'invented', or FORM:PATH"):
         absolute_sources(DataConfig(sources=("edits",)))
 
 

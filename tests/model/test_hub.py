@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recipe_ray.model.hub import absolute_model, computing_in, pick_device
+from recipe_ray.model.hub import SHORT_NAMES, absolute_model, computing_in, pick_device
 
 
 @pytest.mark.parametrize(
@@ -34,10 +34,12 @@ def test_a_local_model_is_named_so_that_every_process_finds_it_and_an_id_stays(t
     (model / "config.json").write_text("{}")
     assert absolute_model("llm") == absolute_model("./llm") == absolute_model("~/llm") == str(model)
     assert absolute_model("./none") == str(tmp_path / "none")
+    assert absolute_model("llms/q4.gguf") == absolute_model("~/llms/q4.gguf") == str(tmp_path / "llms" / "q4.gguf")
     assert absolute_model("meta-llama/Llama-2-7b-hf") == "meta-llama/Llama-2-7b-hf"
-    (tmp_path / "testbed").mkdir()
-    (tmp_path / "testbed" / "config.json").write_text("{}")
-    assert absolute_model("testbed") == "testbed"
+    for name in SHORT_NAMES:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        assert absolute_model(name) == name
 
 
 def test_a_gpu_computes_attention_without_cudnn_which_plans_each_new_shape(monkeypatch):
