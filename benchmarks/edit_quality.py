@@ -2,29 +2,41 @@ r"""How well editors answer on a data set: free generation and teacher forcing, 
 
     python benchmarks/edit_quality.py --llm LLM --data edits:report.jsonl --editors paper=DIR default=DIR
 
-Prints a table, and as its last line one JSON object: the metrics by number of edits and editor, those of retrieval, and
-what was measured on what.
+With --chat edits are asked about in chats too, through the LLM's template, and --answers writes each of those answers
+with its question and verdict for a person to read. Prints a table, and as its last line one JSON object: the metrics by
+number of edits and editor, those of retrieval, and what was measured on what.
 """
 
 import argparse
+import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from recipe_ray.datasets.asking import is_held_out, with_relation
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import read_source
-from recipe_ray.eval.cases import Sort, cases_in_groups, facts_of_prompts, sorts_of
+from recipe_ray.datasets.wordings.relations import HELD_OUT
+from recipe_ray.eval.cases import Sort, cases_in_groups, sorts_of
+from recipe_ray.eval.chats import facts_of_questions
 from recipe_ray.eval.evaluation import evaluate_counts
+from recipe_ray.eval.methods.base import Method
 from recipe_ray.eval.methods.in_context import Oracle
-from recipe_ray.eval.methods.recipe import Recipe
+from recipe_ray.eval.methods.recipe import OraclePrompt, Recipe
 from recipe_ray.eval.methods.unedited import Unedited
 from recipe_ray.eval.protocol import plain_reader
+from recipe_ray.eval.results import ENDED
+from recipe_ray.eval.scoring import ChatAnswer
+from recipe_ray.examples import EditRecord
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
+
+MEASURES = {"free": "free", "forced": "teacher_forced"}
 
 
 def main() -> None:
@@ -35,35 +47,61 @@ def main() -> None:
     parser.add_argument("--editors", nargs="*", default=[], help="NAME=DIRECTORY")
     parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--max-cases", type=int, default=1000)
+    parser.add_argument("--chat", action="store_true", help="ask in chats too")
+    parser.add_argument("--answers", type=Path, help="file for every answer in a chat, a JSON object a line")
+    parser.add_argument(
+        "--relations",
+        choices=["all", "trained", "held-out"],
+        default="all",
+        help="edits of the relations held out of a training, of all others, or all",
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--output", type=Path, help="file for the JSON as well")
     args = parser.parse_args()
     started = time.monotonic()
     source = read_source(args.data)
-    (records,) = clean([source.records], num_empty=source.num_empty).records
+    if args.answers and not args.chat:
+        parser.error("--answers are those of chats; give --chat too")
+    (cleaned,) = clean([source.records], num_empty=source.num_empty).records
+    records = [record for record in map(with_relation, cleaned) if _chosen(record, args.relations)]
     cases, counts = cases_in_groups(records, args.max_cases, args.num_edits, name=args.data)
     llm = load_llm(args.llm, args.device)
+    if args.chat and not llm.tokenizer.chat_template:
+        parser.error(f"LLM {args.llm} has no chat template; leave --chat out")
+    answers_file = args.answers.open("w") if args.answers else None
+
+    def measured(method: Method, counts: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        def told(num_edits: int, answers: Sequence[ChatAnswer]) -> None:
+            for answer in answers if answers_file else ():
+                row = {"editor": method.name, "num_edits": num_edits, **dataclasses.asdict(answer)}
+                print(json.dumps(row, ensure_ascii=False), file=answers_file)
+
+        return evaluate_counts(method, cases, counts, data=args.data, unedited=unedited, chat=args.chat, told=told)
+
     found: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     unedited = plain_reader(llm)
-    pasted = Oracle(llm, facts_of_prompts(cases, neighbours=True), name="in_context")
+    pasted = Oracle(llm, facts_of_questions(cases, neighbours=True), name="in_context")
     for method in (Unedited(llm), pasted):
-        answers, _ = evaluate_counts(method, cases, [1], data=args.data, unedited=unedited)
+        answers, _ = measured(method, [1])
         found[method.name] = {"any": answers["1"]}
     editors: dict[str, Any] = {}
     for named in args.editors:
         name, _, folder = named.partition("=")
         model = load_editor(folder, args.device)
         recipe = Recipe(llm, model, name=name)
-        found[name], retrieval[name] = evaluate_counts(recipe, cases, counts, data=args.data, unedited=unedited)
+        found[name], retrieval[name] = measured(recipe, counts)
+        handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact")
+        answers, _ = measured(handed, [1])
+        found[handed.name] = {"any": answers["1"]}
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
-    _show(found, sorts_of(cases))
+    _show(found, sorts_of(cases), chat=args.chat)
     result = {
         "edits": found,
         "retrieval": retrieval,
         "editors": editors,
         "llm": args.llm,
-        "data": {"name": source.name, "sha256": source.sha256, "cases": len(cases)},
+        "data": {"name": source.name, "sha256": source.sha256, "cases": len(cases), "relations": args.relations},
         "device": str(llm.device),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -73,15 +111,22 @@ def main() -> None:
     print(line)
 
 
-def _show(found: dict[str, dict[str, Any]], sorts: tuple[Sort, ...]) -> None:
-    table = Table(
-        "editor", "edits at once", *(f"{sort}, free" for sort in sorts), *(f"{sort}, forced" for sort in sorts)
-    )
+def _chosen(record: EditRecord, relations: str) -> bool:
+    if relations == "held-out":
+        return record.relation in HELD_OUT
+    return relations == "all" or not is_held_out(record)
+
+
+def _show(found: dict[str, dict[str, Any]], sorts: tuple[Sort, ...], *, chat: bool) -> None:
+    columns = [(f"{sort}, {label}", measure, sort) for label, measure in MEASURES.items() for sort in sorts]
+    if chat:
+        columns += [(f"{name}, chat", "chat", name) for name in (*sorts, ENDED)]
+    table = Table("editor", "edits at once", *(title for title, _, _ in columns))
     for name, by_count in found.items():
         for num, metrics in by_count.items():
-            values = [metrics[measure][sort] for measure in ("free", "teacher_forced") for sort in sorts]
-            table.add_row(name, num, *(f"{value:.3f}" for value in values))
-    Console(width=150).print(table)
+            values = [metrics[measure].get(sort) for _, measure, sort in columns]
+            table.add_row(name, num, *("" if value is None else f"{value:.3f}" for value in values))
+    Console(width=190 if chat else 150).print(table)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What is asked of an edited model."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,14 +21,25 @@ class CaseQuestion:
         sort: what it measures. `reliability` is the edit's own question; `generality` follows from the edit, worded as
             training may word it; `generality_novel` in words that no training uses; `locality` is answered by no edit.
         kind: the data set's own name of it, such as `rephrase` or `Compositionality_I`.
-        prompt: the words that the LLM completes, and all that a method sees of it.
+        prompt: the words that the LLM completes, and all that a method sees of it; in a chat the last message.
         target: what the edited LLM must say; empty for locality, where the unedited LLM's own output is what counts.
+        messages: of a chat, role and content, the last one of the user; empty for a text.
+        rivals: of a chat, other answers, which it must not give.
+        subject: of a chat, whom or what it asks about.
     """
 
     sort: Sort
     kind: str
     prompt: str
     target: str = ""
+    messages: tuple[tuple[str, str], ...] = ()
+    rivals: tuple[str, ...] = ()
+    subject: str = ""
+
+    @property
+    def ask(self) -> "Ask":
+        """What the unedited LLM reads."""
+        return Ask(self.prompt, messages=self.messages)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +51,8 @@ class EvalCase:
         prompt, target: the edit.
         subject: whom or what the edit is about, standing in `prompt`; empty where the data set does not say.
         others: questions beside the edit's own; none twice.
+        true_target: what is true without the edit; empty where the data set does not say.
+        relation: what is said of the subject, as wordings for chats call it; empty where unknown.
     """
 
     fact_id: str
@@ -47,6 +60,8 @@ class EvalCase:
     target: str
     subject: str = ""
     others: tuple[CaseQuestion, ...] = ()
+    true_target: str = ""
+    relation: str = ""
 
     @property
     def statement(self) -> str:
@@ -66,10 +81,17 @@ class EvalCase:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What the LLM reads for one question: a text, behind the continuous prompt of fact `fact`, or of none (-1)."""
+    """What the LLM reads for one question: a text or a chat, with the continuous prompt of a fact or none.
+
+    Attributes:
+        text: to go on with; of a chat the words that are looked up, which the LLM reads among its messages.
+        fact: number of the fact whose continuous prompt is read, -1 for none.
+        messages: of a chat, role and content; empty for a text.
+    """
 
     text: str
     fact: int = -1
+    messages: tuple[tuple[str, str], ...] = ()
 
 
 def sorts_of(cases: Iterable[EvalCase]) -> tuple[Sort, ...]:
@@ -121,6 +143,8 @@ def record_cases(
                     target=record.target,
                     subject=record.subject,
                     others=(*asked, *spared),
+                    true_target=record.true_target,
+                    relation=record.relation,
                 )
             )
     if not cases:
@@ -174,17 +198,23 @@ def cases_in_groups(
     return cases, sorted({min(num, len(cases)) for num in num_edits})
 
 
-def facts_of_prompts(cases: Iterable[EvalCase], *, neighbours: bool = False) -> Mapping[str, tuple[str, ...]]:
+def facts_of_prompts(
+    cases: Iterable[EvalCase],
+    *,
+    neighbours: bool = False,
+    questions_of: Callable[[EvalCase], Sequence[CaseQuestion]] = lambda case: case.questions,
+) -> Mapping[str, tuple[str, ...]]:
     """For each prompt that an edit answers, the ids of the facts that do: what an oracle of retrieval is given.
 
     Args:
         cases: the edits.
         neighbours: whether a locality question gets the fact that it lies next to: one who always pastes, and is wrong
             there.
+        questions_of: the questions of a case.
     """
     found: dict[str, dict[str, None]] = {}
     for case in cases:
-        for question in case.questions:
+        for question in questions_of(case):
             if neighbours or question.sort != "locality":
                 found.setdefault(question.prompt, {})[case.fact_id] = None
     return {prompt: tuple(ids) for prompt, ids in found.items()}

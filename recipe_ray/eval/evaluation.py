@@ -4,16 +4,18 @@ Cases are taken in groups of T, each group edited apart from the others; every e
 always the prompt alone. How answers are compared: `protocol`.
 """
 
+import functools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import SORTS, Ask, EvalCase
 from recipe_ray.eval.efficiency import Way, clock, peak_memory_bytes, reading_speeds, start_peak_memory
-from recipe_ray.eval.methods.base import Edit, Found, Method, Retrieves
+from recipe_ray.eval.methods.base import Edit, Found, Method, ReadsChats, Retrieves
 from recipe_ray.eval.protocol import Reader
 from recipe_ray.eval.results import CellResult, CellSettings, Efficiency, Mode
-from recipe_ray.eval.scoring import Answer, Lookups, Sheet
+from recipe_ray.eval.scoring import Answer, ChatAnswer, ChatSheet, Lookups, Sheet
+from recipe_ray.eval.statistics import Score
 
 
 def edit_of(case: EvalCase) -> Edit:
@@ -21,7 +23,14 @@ def edit_of(case: EvalCase) -> Edit:
     return Edit(fact_id=case.fact_id, prompt=case.prompt, target=case.target, subject=case.subject)
 
 
-def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSettings, *, unedited: Reader) -> CellResult:
+def evaluate_cell(
+    method: Method,
+    cases: Sequence[EvalCase],
+    settings: CellSettings,
+    *,
+    unedited: Reader,
+    told: Callable[[Sequence[ChatAnswer]], object] | None = None,
+) -> CellResult:
     """Measure one editor with `settings.num_edits` edits in force at once.
 
     Args:
@@ -30,6 +39,7 @@ def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSetti
         settings: what is measured.
         unedited: the LLM without any editor, for what locality is held to. It may be the LLM that the method changes:
             it is asked before.
+        told: is given every chat with its answer.
 
     Raises:
         ConfigError: the cases are no whole groups of T.
@@ -46,6 +56,7 @@ def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSetti
     # A method that changes the LLM must be timed apart from it; the others take turns with it, below.
     speeds = reading_speeds([plain], speed_prompts) if method.changes_llm else []
 
+    chats = Chats(method, cases, unedited) if settings.chat and isinstance(method, ReadsChats) else None
     seconds: list[float] = []
     asks: list[Ask] = []
     answers: list[Answer] = []
@@ -66,10 +77,15 @@ def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSetti
                 speeds += reading_speeds([edited] if method.changes_llm else [plain, edited], speed_prompts)
             if method.changes_llm:
                 answers += sheet.answers(method.reader, asks[rows], rows)
+            if chats is not None:
+                chats.take(start, start + num_edits)
         finally:
             method.undo()
     if not method.changes_llm:
         answers = sheet.answers(method.reader, asks, slice(None))
+
+    if chats is not None and told is not None:
+        told(chats.answers())
 
     free, teacher_forced = sheet.scores(answers, settings)
     lookups = Lookups(sheet, found) if found else None
@@ -93,11 +109,62 @@ def evaluate_cell(method: Method, cases: Sequence[EvalCase], settings: CellSetti
             peak_memory_bytes=peak_memory_bytes(device),
         ),
         failures=sheet.failures(answers, settings),
+        chat={} if chats is None else chats.scores(settings),
+        chat_retrieval={} if chats is None else chats.retrieval(settings),
     )
 
 
+class Chats:
+    """The chats of a cell, as they are asked and answered group by group.
+
+    Args:
+        method: that takes chats.
+        cases: all.
+        unedited: the LLM without any editor.
+    """
+
+    def __init__(self, method: Method, cases: Sequence[EvalCase], unedited: Reader) -> None:
+        assert isinstance(method, ReadsChats)
+        self._method: Method = method
+        self._reading: ReadsChats = method
+        self._sheet = ChatSheet(cases, unedited)
+        self._asks: list[Ask] = []
+        self._found: list[Found] = []
+        self._answers: list[ChatAnswer] = []
+
+    def take(self, start: int, stop: int) -> None:
+        """Ask about a group of cases, whose edits are in force."""
+        rows = self._sheet.rows_of(start, stop)
+        self._asks += self._reading.chat_asks([question.ask for question in self._sheet.questions[rows]])
+        if isinstance(self._method, Retrieves):
+            self._found.append(self._method.retrieve(self._sheet.prompts[rows]))
+        if self._method.changes_llm:
+            self._answers += self._sheet.chat_answers(self._method.reader, self._asks[rows], rows)
+
+    def answers(self) -> list[ChatAnswer]:
+        """Of all chats, in their order."""
+        if len(self._answers) < len(self._asks):
+            self._answers = self._sheet.chat_answers(self._method.reader, self._asks, slice(None))
+        return self._answers
+
+    def scores(self, settings: CellSettings) -> dict[str, Score]:
+        """See `CellResult.chat`."""
+        return self._sheet.chat_scores(self.answers(), settings)
+
+    def retrieval(self, settings: CellSettings) -> dict[str, Score]:
+        """See `CellResult.chat_retrieval`."""
+        return Lookups(self._sheet, self._found).scores(settings) if self._found else {}
+
+
 def evaluate_counts(
-    method: Method, cases: Sequence[EvalCase], counts: Sequence[int], *, data: str, unedited: Reader
+    method: Method,
+    cases: Sequence[EvalCase],
+    counts: Sequence[int],
+    *,
+    data: str,
+    unedited: Reader,
+    chat: bool = False,
+    told: Callable[[int, Sequence[ChatAnswer]], object] | None = None,
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, float]]]:
     """By number of simultaneous edits, each a divisor of the cases: scores of answers, and those of retrieval.
 
@@ -105,13 +172,21 @@ def evaluate_counts(
         method, cases, unedited: as in `evaluate_cell`.
         counts: numbers of edits in force at once.
         data: name of the data set.
+        chat: whether edits are asked about in chats too.
+        told: is given the number of edits and every chat with its answer.
     """
     answers, retrieval = {}, {}
     for num in counts:
-        settings = CellSettings(data=data, num_edits=num, mode="single" if num == 1 else "batch", num_speed_prompts=0)
-        result = evaluate_cell(method, cases, settings, unedited=unedited)
+        settings = CellSettings(
+            data=data, num_edits=num, mode="single" if num == 1 else "batch", num_speed_prompts=0, chat=chat
+        )
+        tell = functools.partial(told, num) if told else None
+        result = evaluate_cell(method, cases, settings, unedited=unedited, told=tell)
         answers[str(num)] = result.values()
-        retrieval[str(num)] = {name: score.value for name, score in result.retrieval.items()}
+        retrieval[str(num)] = {
+            **{name: score.value for name, score in result.retrieval.items()},
+            **{f"chat_{name}": score.value for name, score in result.chat_retrieval.items()},
+        }
     return answers, retrieval
 
 

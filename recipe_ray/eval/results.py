@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from recipe_ray.errors import ConfigError
@@ -11,6 +11,7 @@ from recipe_ray.eval.statistics import NUM_RESAMPLES, Score
 
 Mode = Literal["single", "batch", "lifelong"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+ENDED = "ended"  # beside the sorts of chats: the share of answers that ended by themselves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +25,7 @@ class CellSettings:
         seed: of the intervals and of the examples.
         num_resamples: of the intervals.
         num_failures: examples kept of each sort of questions.
+        chat: whether edits are asked about in chats too, where the editor takes them.
         num_speed_prompts: questions whose time to first token and tokens a second are taken; 0 for none.
     """
 
@@ -34,6 +36,7 @@ class CellSettings:
     num_resamples: int = NUM_RESAMPLES
     num_failures: int = 3
     num_speed_prompts: int = 8
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -108,6 +111,10 @@ class CellResult:
             locality question.
         efficiency: what it cost.
         failures: examples drawn by seed.
+        chat: shares of chats whose answer's first sentence asserts the target, for locality of those answered as the
+            unedited LLM does; as `ended` the share of answers about edits that ended by themselves. Empty where none
+            were asked.
+        chat_retrieval: as `retrieval`, of the chats.
     """
 
     editor: str
@@ -121,6 +128,8 @@ class CellResult:
     unrelated_margins: tuple[float, ...]
     efficiency: Efficiency
     failures: tuple[Failure, ...]
+    chat: Mapping[str, Score] = field(default_factory=dict)
+    chat_retrieval: Mapping[str, Score] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """One flat row a measure (`free`, `teacher_forced`); a value that was not measured is None.
@@ -150,10 +159,13 @@ class CellResult:
         return rows
 
     def values(self) -> dict[str, dict[str, float]]:
-        """The scores by sort, without their intervals: `free` and `teacher_forced`."""
+        """The scores by sort, without their intervals: `free`, `teacher_forced` and, where it was asked, `chat`."""
+        measures = {"free": self.free, "teacher_forced": self.teacher_forced} | (
+            {"chat": self.chat} if self.chat else {}
+        )
         return {
-            measure: {name: score.value for name, score in scores.items() if name in SORTS}
-            for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced))
+            measure: {name: score.value for name, score in scores.items() if name in (*SORTS, ENDED)}
+            for measure, scores in measures.items()
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -164,8 +176,8 @@ class CellResult:
 def cell_result_from_dict(values: Mapping[str, Any]) -> CellResult:
     """What `CellResult.to_dict` gave, read back from JSON too."""
     scores = {
-        field: {name: Score(**score) for name, score in values[field].items()}
-        for field in ("free", "teacher_forced", "retrieval")
+        measure: {name: Score(**score) for name, score in values.get(measure, {}).items()}
+        for measure in ("free", "teacher_forced", "retrieval", "chat", "chat_retrieval")
     }
     made = {
         "settings": CellSettings(**values["settings"]),

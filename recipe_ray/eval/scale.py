@@ -127,7 +127,8 @@ def evaluate_scale(
     exact = decide(*facts.exact(queries_BK), thresholds_B)
     # Only what is applied somewhere is read.
     applied = np.unique(indexed.row_B[indexed.row_B != NO_FACT])
-    reader = Reader(llm, facts.prompts(applied), encoding.editor.config.prompt_position)
+    config = encoding.editor.config
+    reader = Reader(llm, facts.prompts(applied), config.prompt_position, config.chat_position)
     places = np.where(indexed.row_B == NO_FACT, NO_FACT, np.searchsorted(applied, indexed.row_B))
     asks = [Ask(prompt, place) for prompt, place in zip(sheet.prompts, places.tolist(), strict=True)]
     answers = sheet.answers(reader, asks, slice(None))

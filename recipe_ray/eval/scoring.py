@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from recipe_ray.eval.cases import SORTS, Ask, CaseQuestion, EvalCase
+from recipe_ray.eval.assertion import asserts
+from recipe_ray.eval.cases import SORTS, Ask, CaseQuestion, EvalCase, Sort
+from recipe_ray.eval.chats import chat_questions
 from recipe_ray.eval.methods.base import Found
 from recipe_ray.eval.protocol import Reader
-from recipe_ray.eval.results import CellSettings, Failure
+from recipe_ray.eval.results import ENDED, CellSettings, Failure
 from recipe_ray.eval.statistics import Score, scores_by_name
 
 
@@ -47,10 +49,20 @@ class Sheet:
 
     def __init__(self, cases: Sequence[EvalCase], unedited: Reader) -> None:
         self.cases = cases
-        self.questions = [question for case in cases for question in case.questions]
+        of_cases = [self.questions_of(case) for case in cases]
+        self.questions = [question for questions in of_cases for question in questions]
         self.prompts = [question.prompt for question in self.questions]
-        self.case_of = np.repeat(np.arange(len(cases)), [len(case.questions) for case in cases])
+        self.case_of = np.repeat(np.arange(len(cases)), [len(questions) for questions in of_cases])
         self.wanted = _wanted(unedited, self.questions)
+
+    def questions_of(self, case: EvalCase) -> Sequence[CaseQuestion]:
+        """The questions of one case."""
+        return case.questions
+
+    def rows_of(self, start: int, stop: int) -> slice:
+        """Where the questions of some cases stand."""
+        first, last = np.searchsorted(self.case_of, [start, stop]).tolist()
+        return slice(first, last)
 
     def answers(self, reader: Reader, asks: Sequence[Ask], rows: slice) -> list[Answer]:
         """Read the asks of some of the questions, and compare."""
@@ -63,14 +75,14 @@ class Sheet:
         self, answers: Sequence[Answer], settings: CellSettings
     ) -> tuple[Mapping[str, Score], Mapping[str, Score]]:
         """By free generation and by teacher forcing; names as in `CellResult`."""
-        counted = self._counted()
+        counted = self.counted()
         free, forced = (
             self.scored([(name, np.array(values, np.float64), counts) for name, counts in counted.items()], settings)
             for values in ([answer.right for answer in answers], [answer.tokens for answer in answers])
         )
         return free, forced
 
-    def _counted(self) -> dict[str, npt.NDArray[np.bool_]]:
+    def counted(self) -> dict[str, npt.NDArray[np.bool_]]:
         """For each name of a score, which questions count."""
         counted: dict[str, npt.NDArray[np.bool_]] = {}
         for sort in SORTS:
@@ -117,6 +129,74 @@ class Sheet:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """A chat, how it was answered, and what is said of the answer.
+
+    Attributes:
+        sort: of the question.
+        edit: the statement of its case's edit.
+        messages: what the LLM was asked.
+        wanted: the target, or for locality what the unedited LLM says.
+        rivals: other answers, which must not be asserted.
+        got: what was said.
+        right: whether the first sentence asserts the target; for locality, whether all tokens are the unedited LLM's.
+        ended: whether the LLM ended the answer by itself.
+    """
+
+    sort: Sort
+    edit: str
+    messages: tuple[tuple[str, str], ...]
+    wanted: str
+    rivals: tuple[str, ...]
+    got: str
+    right: bool
+    ended: bool
+
+
+class ChatSheet(Sheet):
+    """The chats of cases: see `chat_questions`."""
+
+    def questions_of(self, case: EvalCase) -> Sequence[CaseQuestion]:
+        """The chats of one case."""
+        return chat_questions(case)
+
+    def chat_answers(self, reader: Reader, asks: Sequence[Ask], rows: slice) -> list[ChatAnswer]:
+        """Read the asks of some of the chats, and judge."""
+        said = reader.generations(asks)
+        answers = []
+        for one, question, want, case in zip(
+            said, self.questions[rows], self.wanted[rows], self.case_of[rows].tolist(), strict=True
+        ):
+            if question.sort == "locality":
+                right = tuple(one.token_ids) == want.token_ids
+            else:
+                right = asserts(one.text, want.text, rivals=question.rivals, subject=question.subject)
+            answers.append(
+                ChatAnswer(
+                    sort=question.sort,
+                    edit=self.cases[case].statement,
+                    messages=question.messages,
+                    wanted=want.text,
+                    rivals=question.rivals,
+                    got=one.text,
+                    right=right,
+                    ended=one.finish_reason == "stop",
+                )
+            )
+        return answers
+
+    def chat_scores(self, answers: Sequence[ChatAnswer], settings: CellSettings) -> dict[str, Score]:
+        """Shares of right answers by sort, and as `ended` that of answers to edits which ended by themselves."""
+        right = np.array([answer.right for answer in answers], np.float64)
+        ended = np.array([answer.ended for answer in answers], np.float64)
+        counted = self.counted()
+        return self.scored(
+            [*((name, right, counts) for name, counts in counted.items()), (ENDED, ended, ~counted["locality"])],
+            settings,
+        )
+
+
 class Lookups:
     """What was found for all questions of a sheet, beside what is right.
 
@@ -159,7 +239,7 @@ class Lookups:
 
 
 def _wanted(unedited: Reader, questions: Sequence[CaseQuestion]) -> list[Wanted]:
-    spared = [Ask(question.prompt) for question in questions if question.sort == "locality"]
+    spared = [question.ask for question in questions if question.sort == "locality"]
     own = iter(zip(unedited.generate(spared), unedited.generated_ids(spared), strict=True))
     targets = [question.target for question in questions if question.sort != "locality"]
     given = iter(zip(targets, unedited.answer_ids(targets), strict=True))

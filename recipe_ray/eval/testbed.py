@@ -45,6 +45,8 @@ def _cases(world: World, num_edits: int, *, drawn: int, seed: int) -> tuple[Eval
                 prompt=prompt,
                 target=target,
                 subject=edit.fact.subject,
+                true_target=edit.fact.answer,
+                relation=edit.fact.relation.name,
                 others=(
                     CaseQuestion(sort="generality", kind="rephrase", prompt=edit.fact.prompt(asked), target=target),
                     CaseQuestion(sort="generality_novel", kind="novel", prompt=edit.fact.prompt(novel), target=target),

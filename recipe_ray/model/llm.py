@@ -29,6 +29,7 @@ from transformers import (
 
 from recipe_ray.config import PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
+from recipe_ray.model.chat import Placed, place_text
 from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
@@ -200,7 +201,6 @@ class FrozenLLM:
             )
         return cast(Tensor, output.logits[0])
 
-    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[str],
@@ -210,20 +210,36 @@ class FrozenLLM:
         position: PromptPosition = "first",
         stop: Sequence[str] = (),
     ) -> list[Generation]:
-        """Complete prompts greedily in one batch, rows with and without a continuous prompt side by side.
+        """`generate_placed` for B texts, whose continuous prompts stand at `position`."""
+        rows = [place_text(self.tokenizer, prompt, position) for prompt in prompts]
+        return self.generate_placed(rows, prefixes, max_new_tokens=max_new_tokens, stop=stop)
+
+    @torch.inference_mode()
+    def generate_placed(
+        self,
+        placed: Sequence[Placed],
+        prefixes: Sequence[npt.NDArray[np.floating[Any]] | None],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+    ) -> list[Generation]:
+        """Go on greedily in one batch, rows with and without a continuous prompt side by side.
 
         Args:
-            prompts: B texts.
+            placed: B texts or chats, and where their continuous prompts stand.
             prefixes: B continuous prompts [P, D], None for the unedited LLM.
             max_new_tokens: at most so many a row.
-            position: where the continuous prompt stands.
             stop: texts before which an answer ends.
         """
         given = [prefix for prefix in prefixes if prefix is not None]
         for prefix in given:
             self.check_prompt_width(prefix.shape[-1])
-        prompt_ids = [self.tokenize(prompt) for prompt in prompts]
-        rows = self.pad(prompt_ids, [0 if prefix is None else len(prefix) for prefix in prefixes], position)
+        rows = pad_rows(
+            [one.token_ids for one in placed],
+            num_virtual_tokens=[0 if prefix is None else len(prefix) for prefix in prefixes],
+            starts=[one.start for one in placed],
+            device=self.device,
+        )
         stacked = torch.from_numpy(np.stack(given).astype(np.float32)).to(self.device) if given else None
         criteria = StoppingCriteriaList([_StopAtText(self.tokenizer, stop)] if stop else [])
         output_BN = self.model.generate(
@@ -238,7 +254,9 @@ class FrozenLLM:
             ),
             stopping_criteria=criteria,
         )
-        return [self._finish(new, len(ids), stop) for new, ids in zip(output_BN.tolist(), prompt_ids, strict=True)]
+        return [
+            self._finish(new, len(one.token_ids), stop) for new, one in zip(output_BN.tolist(), placed, strict=True)
+        ]
 
     def _finish(self, token_ids: list[int], num_prompt_tokens: int, stop: Sequence[str]) -> Generation:
         """Cut one row where its own answer ends: other rows of the batch may have gone on."""

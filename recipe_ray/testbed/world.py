@@ -7,14 +7,16 @@ import functools
 import json
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from types import MappingProxyType
 from typing import Literal
 
 from recipe_ray.errors import ConfigError, FactError
 
 PHRASINGS_FILE = "phrasings.json"
+QUESTIONS_FILE = "questions.json"
 SUBJECT = "{subject}"
 NUM_PHRASINGS = 12
 NUM_NOVEL = 2
@@ -114,6 +116,29 @@ def load_world() -> World:
         relations += of_kind
     _check_unique_subjects(facts)
     return World(tuple(facts), tuple(relations))
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """How people ask in a chat for a relation of `{subject}`, in words that no phrasing uses.
+
+    Attributes:
+        questions: whole questions.
+        requests: what else a person types to get the answer.
+    """
+
+    questions: tuple[str, ...]
+    requests: tuple[str, ...]
+
+
+@functools.cache
+def load_questions() -> Mapping[str, Questions]:
+    """The questions of each editable relation, by its name."""
+    data = resources.files("recipe_ray.testbed") / "data"
+    asked = json.loads((data / QUESTIONS_FILE).read_text(encoding="utf-8"))
+    return MappingProxyType(
+        {name: Questions(tuple(one["questions"]), tuple(one["requests"])) for name, one in asked.items()}
+    )
 
 
 def parse_relations(kind: str, *, editable: bool, phrasings: dict[str, list[str]]) -> list[Relation]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_models import tiny_llm
+from tiny_models import byte_tokenizer, tiny_llm
 
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.protocol import MAX_NEW_TOKENS, Reader
@@ -18,9 +18,12 @@ class ToyLlm:
     def __init__(self, said):
         self.said = said
         self.asked = []
+        self.tokenizer = byte_tokenizer()
+        self.device = torch.device("cpu")
 
-    def generate(self, prompts, prefixes, *, max_new_tokens, position, stop):
-        assert (max_new_tokens, position, stop) == (MAX_NEW_TOKENS, "after_bos", ["."])
+    def generate_placed(self, placed, prefixes, *, max_new_tokens, stop):
+        assert (max_new_tokens, stop, {one.start for one in placed}) == (MAX_NEW_TOKENS, ["."], {1})
+        prompts = [self.tokenizer.decode(one.token_ids[1:]) for one in placed]
         asks = [(prompt, prefix is not None) for prompt, prefix in zip(prompts, prefixes, strict=True)]
         self.asked += asks
         return [

@@ -94,6 +94,18 @@ class Found:
 
 
 @runtime_checkable
+class ReadsChats(Protocol):
+    """A method that takes questions in chats."""
+
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """What the LLM reads for each chat with the edits in force; the last message alone (`text`) is the query.
+
+        Args:
+            chats: as the unedited LLM reads them.
+        """
+
+
+@runtime_checkable
 class Retrieves(Protocol):
     """A method that looks an edit up for each prompt, so that retrieval is measured apart from generation."""
 

@@ -45,6 +45,10 @@ class InPlace(ABC):
         """The prompts alone: what was edited is in the weights."""
         return [Ask(prompt) for prompt in prompts]
 
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """The chats as they are."""
+        return list(chats)
+
     def state_bytes(self) -> int:
         """Size of the weights that were changed."""
         return self._saved.changed_bytes()

@@ -9,6 +9,7 @@ Shape letters: N edits, F patches, B rows, T tokens, D LLM width, I width of the
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,12 +114,14 @@ class PatchReader(Reader):
     def complete(self, asks: Sequence[Ask], *, max_new_tokens: int, stop: Sequence[str] = ()) -> list[Generation]:
         """Greedy completions of one batch, each through its patch."""
         with self._patches.applied(self._projection, [ask.fact for ask in asks]):
-            return super().complete([Ask(ask.text) for ask in asks], max_new_tokens=max_new_tokens, stop=stop)
+            return super().complete(
+                [dataclasses.replace(ask, fact=-1) for ask in asks], max_new_tokens=max_new_tokens, stop=stop
+            )
 
     def answer_logits(self, asks: Sequence[Ask], answers: Sequence[tuple[int, ...]]) -> Tensor:
         """Logits that predict the answers' tokens, each row's through its patch."""
         with self._patches.applied(self._projection, [ask.fact for ask in asks]):
-            return super().answer_logits([Ask(ask.text) for ask in asks], answers)
+            return super().answer_logits([dataclasses.replace(ask, fact=-1) for ask in asks], answers)
 
 
 class RROME:

@@ -32,6 +32,7 @@ class Recipe(RetrievingMethod):
             EditorEncoding(editor, encode_facts=encode_facts),
             name=name,
             position=editor.config.prompt_position,
+            chat_position=editor.config.chat_position,
             pasted=not editor.config.num_virtual_tokens,
         )
 
@@ -58,5 +59,6 @@ class OraclePrompt(OracleMethod):
             facts,
             name=name,
             position=editor.config.prompt_position,
+            chat_position=editor.config.chat_position,
             pasted=not editor.config.num_virtual_tokens,
         )

@@ -6,6 +6,7 @@ or the words of its statement.
 Shape letters: B prompts, F facts, K key width, P virtual tokens, D LLM width.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import ChatPosition, PromptPosition
 from recipe_ray.eval.cases import Ask
 from recipe_ray.eval.methods.base import Edit, Found
 from recipe_ray.eval.methods.held import HeldFacts
@@ -103,19 +104,27 @@ class HoldingMethod(ABC):
         encoding: what is looked up by.
         name: in tables.
         position: where a continuous prompt stands.
+        chat_position: where it stands in a chat.
         pasted: put the words of the statement and STOP before the question, not the continuous prompt.
     """
 
     changes_llm = False
 
     def __init__(
-        self, llm: FrozenLLM, encoding: Encoding, *, name: str, position: PromptPosition = "first", pasted: bool
+        self,
+        llm: FrozenLLM,
+        encoding: Encoding,
+        *,
+        name: str,
+        position: PromptPosition = "first",
+        chat_position: ChatPosition = "as_text",
+        pasted: bool,
     ) -> None:
         self.name = name
         self.encoding = encoding
         self.pasted = pasted
         self.held = HeldFacts()
-        self.reader = Reader(llm, np.zeros((0, 0, llm.width), np.float32), position)
+        self.reader = Reader(llm, np.zeros((0, 0, llm.width), np.float32), position, chat_position)
         self._prompt_rows = _PromptRows(self.reader)
 
     def apply(self, edits: Sequence[Edit]) -> None:
@@ -135,17 +144,24 @@ class HoldingMethod(ABC):
 
     def asks(self, prompts: Sequence[str]) -> list[Ask]:
         """Each question behind what was retrieved for it, or alone."""
-        rows = self.rows(prompts)
+        return self.chat_asks([Ask(prompt) for prompt in prompts])
+
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """Likewise; a statement is pasted before the words of the last message."""
+        rows = self.rows([ask.text for ask in chats])
         return [
-            Ask(prompt) if row == NO_FACT else self.behind(self.held.edits[row], prompt)
-            for prompt, row in zip(prompts, rows, strict=True)
+            ask if row == NO_FACT else self.behind(self.held.edits[row], ask)
+            for ask, row in zip(chats, rows, strict=True)
         ]
 
-    def behind(self, edit: Edit, prompt: str) -> Ask:
+    def behind(self, edit: Edit, ask: Ask) -> Ask:
         """A question behind an edit in force."""
-        if self.pasted:
-            return Ask(f"{edit.statement}{STOP} {prompt}")
-        return Ask(prompt, fact=self._prompt_rows.row(edit.statement))
+        if not self.pasted:
+            return dataclasses.replace(ask, fact=self._prompt_rows.row(edit.statement))
+        if not ask.messages:
+            return Ask(f"{edit.statement}{STOP} {ask.text}")
+        *before, (role, words) = ask.messages
+        return dataclasses.replace(ask, messages=(*before, (role, f"{edit.statement}{STOP} {words}")))
 
     def state_bytes(self) -> int:
         """Keys, and prompts (float32, as held here; a table keeps float16) or statements as UTF-8."""
@@ -200,9 +216,10 @@ class OracleMethod(HoldingMethod):
         *,
         name: str,
         position: PromptPosition = "first",
+        chat_position: ChatPosition = "as_text",
         pasted: bool,
     ) -> None:
-        super().__init__(llm, encoding, name=name, position=position, pasted=pasted)
+        super().__init__(llm, encoding, name=name, position=position, chat_position=chat_position, pasted=pasted)
         self._facts = facts
 
     def rows(self, prompts: Sequence[str]) -> list[int]:

@@ -27,6 +27,10 @@ class Unedited:
         """The prompts alone."""
         return [Ask(prompt) for prompt in prompts]
 
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """The chats as they are."""
+        return list(chats)
+
     def state_bytes(self) -> int:
         """None."""
         return 0
