@@ -12,8 +12,7 @@ from typing import Any
 
 import ray
 import ray.train.torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
-from ray.train import UserCallback
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from recipe_ray.config import TrainConfig
@@ -115,9 +114,7 @@ def train_editor(
             folder = files.join(storage, run)
             trainer = ray.train.torch.TorchTrainer(
                 train_worker,
-                train_loop_config={
-                    "args": WorkerArgs(config=config, run=run, folder=folder, origin=origin, tell=tell)
-                },
+                train_loop_config={"args": WorkerArgs(config=config, run=run, folder=folder, origin=origin, tell=tell)},
                 scaling_config=scaling,
                 run_config=RunConfig(
                     name=run,

@@ -30,28 +30,30 @@ def evaluate_cell(
     *,
     unedited: Reader,
     told: Callable[[Sequence[ChatAnswer]], object] | None = None,
+    bystanders: Sequence[EvalCase] = (),
 ) -> CellResult:
     """Measure one editor with `settings.num_edits` edits in force at once.
 
     Args:
         method: the editor, with no edit in force; left so, whatever happens.
-        cases: all are asked about, in whole groups of T, in their order.
+        cases: all are asked about, in whole groups of T less the bystanders, in their order.
         settings: what is measured.
         unedited: the LLM without any editor, for what locality is held to. It may be the LLM that the method changes:
             it is asked before.
         told: is given every chat with its answer.
+        bystanders: edits that are in force beside each group, and that nothing is asked about.
 
     Raises:
-        ConfigError: the cases are no whole groups of T.
+        ConfigError: the cases are no whole groups.
         EditorError: the method cannot make one of the edits.
     """
-    num_edits = settings.num_edits
-    if not cases or len(cases) % num_edits:
-        raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_edits}; give a divisor")
+    num_asked = settings.num_edits - len(bystanders)
+    if not cases or num_asked < 1 or len(cases) % num_asked:
+        raise ConfigError(f"{len(cases)} cases cannot be taken in groups of {num_asked}; give a divisor")
     device = unedited.llm.device
     start_peak_memory(device)
     sheet = Sheet(cases, unedited)
-    speed_prompts = _speed_prompts(cases[:num_edits], settings.num_speed_prompts)
+    speed_prompts = _speed_prompts(cases[:num_asked], settings.num_speed_prompts)
     plain = Way(unedited, lambda prompts: [Ask(prompt) for prompt in prompts])
     # A method that changes the LLM must be timed apart from it; the others take turns with it, below.
     speeds = reading_speeds([plain], speed_prompts) if method.changes_llm else []
@@ -62,12 +64,12 @@ def evaluate_cell(
     answers: list[Answer] = []
     found: list[Found] = []
     state_bytes = 0
-    for start in range(0, len(cases), num_edits):
-        group = cases[start : start + num_edits]
+    for start in range(0, len(cases), num_asked):
+        group = cases[start : start + num_asked]
         rows = slice(len(asks), len(asks) + sum(len(case.questions) for case in group))
         prompts = sheet.prompts[rows]
         try:
-            seconds += _apply(method, group, settings.mode)
+            seconds += _apply(method, [*group, *bystanders], settings.mode)
             asks += method.asks(prompts)
             if isinstance(method, Retrieves):
                 found.append(method.retrieve(prompts))
@@ -78,7 +80,7 @@ def evaluate_cell(
             if method.changes_llm:
                 answers += sheet.answers(method.reader, asks[rows], rows)
             if chats is not None:
-                chats.take(start, start + num_edits)
+                chats.take(start, start + num_asked)
         finally:
             method.undo()
     if not method.changes_llm:
@@ -165,11 +167,12 @@ def evaluate_counts(
     unedited: Reader,
     chat: bool = False,
     told: Callable[[int, Sequence[ChatAnswer]], object] | None = None,
+    bystanders: Sequence[EvalCase] = (),
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, dict[str, float]]]:
     """By number of simultaneous edits, each a divisor of the cases: scores of answers, and those of retrieval.
 
     Args:
-        method, cases, unedited: as in `evaluate_cell`.
+        method, cases, unedited, bystanders: as in `evaluate_cell`.
         counts: numbers of edits in force at once.
         data: name of the data set.
         chat: whether edits are asked about in chats too.
@@ -181,7 +184,7 @@ def evaluate_counts(
             data=data, num_edits=num, mode="single" if num == 1 else "batch", num_speed_prompts=0, chat=chat
         )
         tell = functools.partial(told, num) if told else None
-        result = evaluate_cell(method, cases, settings, unedited=unedited, told=tell)
+        result = evaluate_cell(method, cases, settings, unedited=unedited, told=tell, bystanders=bystanders)
         answers[str(num)] = result.values()
         retrieval[str(num)] = {
             **{name: score.value for name, score in result.retrieval.items()},
