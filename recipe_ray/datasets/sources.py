@@ -26,7 +26,6 @@ from recipe_ray.text import canonical
 TUNING_SHARE = 0.05
 TEXT_ANSWER_WORDS = 4
 NUM_INVENTED = 20_000
-NUM_INVENTED_SPARED = 2_000
 _BUCKETS = 10_000
 
 
@@ -224,8 +223,6 @@ def read_edit_data(config: DataConfig) -> EditData:
         for questions in record.locality.values()
         for question in questions
     )
-    if not spared and INVENTED in names[0] + names[1]:
-        spared = _spared_inventions(cleaned, config)
     if not spared:
         raise FactError(
             f"{', '.join(config.sources)}: no locality question ({cleaned}); "
@@ -240,15 +237,6 @@ def read_edit_data(config: DataConfig) -> EditData:
         random_texts=_read_texts(config.random_text) if config.random_text else (),
         cleaned=cleaned,
         num_shared=num_shared,
-    )
-
-
-def _spared_inventions(cleaned: Cleaned, config: DataConfig) -> tuple[Question, ...]:
-    """Questions about more invented facts, none of which is an edit's."""
-    edited = {record.prompt for part in cleaned.records for record in part}
-    records = invented_records(NUM_INVENTED_SPARED, f"{INVENTED} to leave alone", without=_without(config))
-    return tuple(
-        Question(prompt=record.prompt, target=record.target) for record in records if record.prompt not in edited
     )
 
 
