@@ -9,6 +9,7 @@ number of edits and editor, those of retrieval, and what was measured on what.
 
 import argparse
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -18,11 +19,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from recipe_ray.config import TESTBED
 from recipe_ray.datasets.asking import is_held_out, with_relation
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import read_source
 from recipe_ray.datasets.wordings.relations import HELD_OUT
-from recipe_ray.eval.cases import Sort, cases_in_groups, sorts_of
+from recipe_ray.eval.cases import EvalCase, Sort, cases_in_groups, in_groups, sorts_of
 from recipe_ray.eval.chats import facts_of_questions
 from recipe_ray.eval.evaluation import evaluate_counts
 from recipe_ray.eval.methods.base import Method
@@ -32,6 +34,7 @@ from recipe_ray.eval.methods.unedited import Unedited
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.eval.results import ENDED
 from recipe_ray.eval.scoring import ChatAnswer
+from recipe_ray.eval.testbed import testbed_cases
 from recipe_ray.examples import EditRecord
 from recipe_ray.model.editor import load_editor
 from recipe_ray.model.llm import load_llm
@@ -43,10 +46,11 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", required=True)
-    parser.add_argument("--data", required=True, help="FORM:PATH")
+    parser.add_argument("--data", required=True, help="FORM:PATH, or testbed for its world's facts")
     parser.add_argument("--editors", nargs="*", default=[], help="NAME=DIRECTORY")
     parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
     parser.add_argument("--max-cases", type=int, default=1000)
+    parser.add_argument("--only-editors", action="store_true", help="leave out the unedited LLM and pasted statements")
     parser.add_argument("--chat", action="store_true", help="ask in chats too")
     parser.add_argument("--answers", type=Path, help="file for every answer in a chat, a JSON object a line")
     parser.add_argument(
@@ -59,30 +63,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="file for the JSON as well")
     args = parser.parse_args()
     started = time.monotonic()
-    source = read_source(args.data)
     if args.answers and not args.chat:
         parser.error("--answers are those of chats; give --chat too")
-    (cleaned,) = clean([source.records], num_empty=source.num_empty).records
-    records = [record for record in map(with_relation, cleaned) if _chosen(record, args.relations)]
-    cases, counts = cases_in_groups(records, args.max_cases, args.num_edits, name=args.data)
+    if args.data == TESTBED and args.relations != "all":
+        parser.error("--relations are those of data sets; leave it out with the testbed's facts")
+    cases, counts, data = _cases(args.data, args.relations, args.max_cases, args.num_edits)
     llm = load_llm(args.llm, args.device)
     if args.chat and not llm.tokenizer.chat_template:
         parser.error(f"LLM {args.llm} has no chat template; leave --chat out")
-    answers_file = args.answers.open("w") if args.answers else None
+    if args.answers:
+        args.answers.write_text("")
+    unedited = plain_reader(llm)
 
     def measured(method: Method, counts: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
-        def told(num_edits: int, answers: Sequence[ChatAnswer]) -> None:
-            for answer in answers if answers_file else ():
-                row = {"editor": method.name, "num_edits": num_edits, **dataclasses.asdict(answer)}
-                print(json.dumps(row, ensure_ascii=False), file=answers_file)
-
+        told = functools.partial(_append, args.answers, method.name) if args.answers else None
         return evaluate_counts(method, cases, counts, data=args.data, unedited=unedited, chat=args.chat, told=told)
 
     found: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
-    unedited = plain_reader(llm)
     pasted = Oracle(llm, facts_of_questions(cases, neighbours=True), name="in_context")
-    for method in (Unedited(llm), pasted):
+    for method in () if args.only_editors else (Unedited(llm), pasted):
         answers, _ = measured(method, [1])
         found[method.name] = {"any": answers["1"]}
     editors: dict[str, Any] = {}
@@ -91,7 +91,7 @@ def main() -> None:
         model = load_editor(folder, args.device)
         recipe = Recipe(llm, model, name=name)
         found[name], retrieval[name] = measured(recipe, counts)
-        handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact")
+        handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact", beside=recipe)
         answers, _ = measured(handed, [1])
         found[handed.name] = {"any": answers["1"]}
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
@@ -101,7 +101,7 @@ def main() -> None:
         "retrieval": retrieval,
         "editors": editors,
         "llm": args.llm,
-        "data": {"name": source.name, "sha256": source.sha256, "cases": len(cases), "relations": args.relations},
+        "data": {**data, "cases": len(cases), "relations": args.relations},
         "device": str(llm.device),
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -109,6 +109,25 @@ def main() -> None:
     if args.output:
         args.output.write_text(line + "\n")
     print(line)
+
+
+def _cases(
+    data: str, relations: str, max_cases: int, num_edits: Sequence[int]
+) -> tuple[tuple[EvalCase, ...], list[int], dict[str, str]]:
+    """Cases, the numbers of edits at once that divide them, and what they were read from."""
+    if data == TESTBED:
+        return *in_groups(testbed_cases()[:max_cases], num_edits), {"name": TESTBED}
+    source = read_source(data)
+    (cleaned,) = clean([source.records], num_empty=source.num_empty).records
+    records = [record for record in map(with_relation, cleaned) if _chosen(record, relations)]
+    return *cases_in_groups(records, max_cases, num_edits, name=data), {"name": source.name, "sha256": source.sha256}
+
+
+def _append(path: Path, editor: str, num_edits: int, answers: Sequence[ChatAnswer]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        for answer in answers:
+            row = {"editor": editor, "num_edits": num_edits, **dataclasses.asdict(answer)}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def _chosen(record: EditRecord, relations: str) -> bool:

@@ -31,7 +31,7 @@ def bare_passes(editor: Editor, batches: list[tuple[torch.Tensor, torch.Tensor]]
     precision = torch.autocast("cuda", dtype=torch.bfloat16, enabled=editor.device.type == "cuda")
     with torch.inference_mode(), precision:
         for ids_BT, mask_BT in batches:
-            editor.prompts(editor.keys(editor.encoder(ids_BT, mask_BT)))
+            editor.prompts(editor.keys(editor.encoder(ids_BT, mask_BT)), None)
 
 
 def main() -> None:
@@ -56,6 +56,8 @@ def main() -> None:
     device = pick_device(args.device)
     if args.editor:
         editor = load_editor(args.editor, str(device))
+        if editor.config.prompt_source != "key":
+            parser.error(f"--editor {args.editor}: makes prompts of statements; give one that makes them of keys")
     else:
         editor = random_editor(ROBERTA_BASE, device, llm_width=LLAMA_2_7B.hidden_size)
 

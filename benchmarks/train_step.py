@@ -1,12 +1,14 @@
 r"""What a training step costs beside the passes that it cannot avoid.
 
     python benchmarks/train_step.py                                          # the testbed, on a CPU
+    python benchmarks/train_step.py --llm smollm2-135m-instruct              # its preset: chats, no locality term
     python benchmarks/train_step.py --llm llama-2-7b --device cuda           # 7B of random weights in bfloat16
 
 Both are taken in turn over the same batches: a whole step of training as `jobs/train.py` takes it (batch made ahead,
-losses, gradients, clipping, optimiser), and bare passes of the same shapes: encoder over 4B texts forward and backward,
-heads, prompt encoder, LLM forward and backward over 3B rows, LLM forward over B rows, optimiser. Needs torch and
-transformers alone. The last line is one JSON object; `ratio` is the median of the step over the sum of the passes.
+losses, gradients, clipping, optimiser), and bare passes of the same shapes: encoder over all texts forward and
+backward, heads, prompt encoder, LLM over its rows forward (without gradient up to the first continuous prompt) and
+backward, LLM forward over the rows of locality, optimiser. Needs torch and transformers alone. The last line is one
+JSON object; `ratio` is the median of the step over the sum of the passes.
 """
 
 import argparse
@@ -16,26 +18,23 @@ import statistics
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
-from recipe_ray.config import TESTBED, LossConfig, LossWeights, TrainConfig
+from recipe_ray.config import TESTBED, LossConfig, LossWeights, Stage, TrainConfig
+from recipe_ray.datasets.sources import open_training_data
 from recipe_ray.eval.efficiency import clock, device_name, measured_on
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
 from recipe_ray.model.hub import computing_in, pick_device
 from recipe_ray.model.joint import JointTraining
-from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model.llm import FrozenLLM, load_llm_to_train
 from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.shapes import LLAMA_2_7B, ROBERTA_BASE, random_editor, random_llm
 from recipe_ray.model.training import make_optimizer, take_step
-from recipe_ray.presets import paper, testbed
-from recipe_ray.testbed.edits import EditStream
-from recipe_ray.testbed.world import load_world
+from recipe_ray.presets import SMOLLM2, paper, smollm2, testbed
 
-LLMS = (TESTBED, "llama-2-7b")
+LLMS = (TESTBED, SMOLLM2, "llama-2-7b")
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense
 WARM_UP = 3
-ALL = LossWeights()
 
 
 class Bare:
@@ -47,10 +46,11 @@ class Bare:
         self.batch = batch
         editor, llm, device = joint.editor, joint.llm, joint.llm.device
         num_edits = len(batch.statement_ids_B)
-        self.pooled = [torch.randn(num_edits, editor.encoder.width, device=device) for _ in range(4)]
+        sizes = (num_edits, *(len(asked.own_N) for asked in batch.asked), num_edits)
+        self.pooled = [torch.randn(size, editor.encoder.width, device=device) for size in sizes]
         self.keys = torch.randn(num_edits, editor.config.key_width, device=device)
-        self.embeds = [group.rows.embed(llm.embedding, None) for group in batch.llm_groups]
-        self.spared = [one.embed(llm.embedding, None) for group in batch.llm_groups if (one := group.unprefixed)]
+        shape = (num_edits, editor.config.num_virtual_tokens, llm.width)
+        self.prompts = torch.randn(shape, device=device) * llm.embedding.weight.float().std()
 
     def passes(self) -> dict[str, Callable[[], None]]:
         """By name."""
@@ -67,14 +67,14 @@ class Bare:
         return computing_in(self.joint.precision, self.joint.llm.device)
 
     def encoder(self) -> None:
-        """4B texts, forward and backward."""
+        """All texts, forward and backward."""
         with self._precision():
             outputs = [self.joint.editor.encoder(group.ids_BT, group.mask_BT) for group in self.batch.encoder_groups]
             loss = torch.cat(outputs).float().sum()
         loss.backward()
 
     def heads(self) -> None:
-        """B keys and 3B queries, forward and backward, to the pooled vectors too."""
+        """All keys and queries, forward and backward, to the pooled vectors too."""
         inputs = [one.requires_grad_() for one in self.pooled]
         with self._precision():
             outputs = [self.joint.editor.key_head(inputs[0]), *map(self.joint.editor.query_head, inputs[1:])]
@@ -85,44 +85,36 @@ class Bare:
         """B keys, forward and backward."""
         keys = self.keys.requires_grad_()
         with self._precision():
-            loss = self.joint.editor.prompts(keys).float().sum()
+            loss = self.joint.editor.prompts(keys, self.batch.statement_tokens).float().sum()
         loss.backward()
 
     def llm(self) -> None:
-        """3B rows, forward and backward to their inputs."""
-        for group, embeds in zip(self.batch.llm_groups, self.embeds, strict=True):
-            embeds = embeds.detach().requires_grad_()
+        """Rows with a continuous prompt, forward, and backward to the prompts."""
+        for group in self.batch.llm_groups:
+            prompts = self.prompts[group.own_R].requires_grad_()
             with self._precision():
-                logits = self._logits(embeds, group.rows.mask_BT, group.rows.position_ids_BT, group.answers_RA)
-                loss = logits.float().sum()
+                loss = self.joint.llm.token_logits(group.rows, prompts, group.mask_RA).float().sum()
             loss.backward()
 
     @torch.no_grad()
     def llm_unedited(self) -> None:
-        """B rows, forward."""
-        unprefixed = [(group, group.unprefixed) for group in self.batch.llm_groups if group.unprefixed is not None]
-        for (group, rows), embeds in zip(unprefixed, self.spared, strict=True):
-            with self._precision():
-                self._logits(embeds, rows.mask_BT, rows.position_ids_BT, group.answers_RA)
+        """The rows of locality, forward."""
+        for group in self.batch.llm_groups:
+            if (rows := group.unprefixed) is not None:
+                with self._precision():
+                    self.joint.llm.token_logits(rows, None, group.mask_RA[-len(rows.ids_BT) :])
 
     def optimise(self) -> None:
         """All trained weights."""
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _logits(self, embeds: Tensor, mask: Tensor, position_ids: Tensor, answers: Tensor) -> Tensor:
-        model = self.joint.llm.model
-        keep = answers.shape[1] + 1
-        return model(  # type: ignore[no-any-return]
-            inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, use_cache=False, logits_to_keep=keep
-        ).logits
-
 
 def build(name: str, config: TrainConfig, device: torch.device) -> tuple[Editor, FrozenLLM]:
-    """Editor and LLM: the testbed's, or those of a configuration with random weights."""
-    if name == TESTBED:
-        llm = load_llm(TESTBED, str(device))
-        return new_editor(config.editor, llm_embedding=llm.embedding, llm_width=llm.width).to(device), llm
+    """Editor and LLM: pretrained ones as a training has them, or those of a configuration with random weights."""
+    if name in (TESTBED, SMOLLM2):
+        llm = load_llm_to_train(name, config.precision, device)
+        return new_editor(config.editor, llm).to(device), llm
     editor = random_editor(ROBERTA_BASE, device, config=config.editor, llm_width=LLAMA_2_7B.hidden_size)
     return editor, random_llm(LLAMA_2_7B, device)
 
@@ -131,26 +123,30 @@ def count_flops(joint: JointTraining, batch: StepBatch) -> float:
     """Multiplications and additions of a step's matrix products, attention's left out.
 
     Two for each weight and token forward; backward as many again for the inputs, and for the weights that are trained.
+    Nothing goes back through what is frozen below the first trained weight.
     """
-    encoder = sum(parameter.numel() for parameter in joint.editor.encoder.model.encoder.parameters())
-    dense = sum(parameter.numel() for parameter in joint.editor.parameters()) - sum(
-        parameter.numel() for parameter in joint.editor.encoder.parameters()
+    editor, llm = joint.editor, joint.llm
+    layers = list(editor.encoder.model.encoder.parameters())
+    encoder = sum((6 if one.requires_grad else 2) * one.numel() for one in layers)
+    dense = sum(parameter.numel() for parameter in editor.parameters()) - sum(
+        parameter.numel() for parameter in editor.encoder.parameters()
     )
-    model = joint.llm.model
-    body = sum(parameter.numel() for parameter in model.model.parameters()) - joint.llm.embedding.weight.numel()
+    model = llm.model
+    body = sum(parameter.numel() for parameter in model.model.parameters()) - llm.embedding.weight.numel()
     head = model.lm_head.weight.numel()
     flops = 0.0
     for group in batch.encoder_groups:
-        flops += 6 * encoder * group.ids_BT.numel()
+        flops += encoder * group.ids_BT.numel()
     flops += (
         6 * dense * len(batch.statement_ids_B) * 4 / 2
     )  # B through key head and prompt encoder, 3B through one head
     for llm_group in batch.llm_groups:
-        rows, kept = llm_group.rows.ids_BT, llm_group.answers_RA.shape[1] + 1
-        flops += 4 * (body * rows.numel() + head * len(rows) * kept)
+        rows, num_answer_tokens = llm_group.rows.ids_BT, int(llm_group.mask_RA.sum())
+        before = llm.columns_before_prompts(llm_group.rows, llm_group.mask_RA.shape[1] + 1) * len(rows)
+        flops += 4 * (body * (rows.numel() - before) + head * num_answer_tokens) + 2 * body * before
         if llm_group.unprefixed is not None:
-            spared = llm_group.unprefixed.ids_BT
-            flops += 2 * (body * spared.numel() + head * len(spared) * kept)
+            num_answer_tokens = int(llm_group.mask_RA[-len(llm_group.unprefixed.ids_BT) :].sum())
+            flops += 2 * (body * llm_group.unprefixed.ids_BT.numel() + head * num_answer_tokens)
     return flops
 
 
@@ -170,6 +166,7 @@ def main() -> None:
     config = _config(args, device)
     torch.manual_seed(0)
     editor, llm = build(args.llm, config, device)
+    weights = config.weights_at(0)
     if args.checkpointing:
         llm.save_memory()
     joint = JointTraining(editor, llm, config.losses, precision=config.precision).train()
@@ -180,12 +177,15 @@ def main() -> None:
         losses=config.losses,
         num_virtual_tokens=config.editor.num_virtual_tokens,
         position=config.editor.prompt_position,
+        chat_position=config.editor.chat_position,
         answer_end=".",
+        answer_eos=config.answer_eos,
+        reader=editor.reader if config.editor.prompt_source == "statement" else None,
     )
-    edits = EditStream(load_world(), batch_size=config.batch_size, seed="train_step")
+    edits = open_training_data(config.data).training(config.batch_size, "train_step")
 
     def make(number: int) -> list[StepBatch]:
-        return maker.make(edits.batch(number), seed=number, edit=True, locality=True)
+        return maker.make(edits.batch(number), seed=number, edit=True, locality=weights.locality > 0)
 
     steps: list[float] = []
     passes: dict[str, list[float]] = {}
@@ -195,7 +195,7 @@ def main() -> None:
     for number in numbers:
         begun = clock(device)
         batches = [to_device(one, device) for one in next(making)]
-        take_step(joint, batches, ALL, optimizer=optimizer, schedule=schedule, max_grad_norm=config.max_grad_norm)
+        take_step(joint, batches, weights, optimizer=optimizer, schedule=schedule, max_grad_norm=config.max_grad_norm)
         took = clock(device) - begun
         if number == WARM_UP and device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -236,12 +236,15 @@ def main() -> None:
 
 
 def _config(args: argparse.Namespace, device: torch.device) -> TrainConfig:
-    """The testbed's training with every term, so that a step has all passes."""
+    """SmolLM2's preset, or the testbed's training with every term, so that a step has all passes."""
+    if args.llm == SMOLLM2:
+        return dataclasses.replace(smollm2(), batch_size=args.batch_size, precision=args.precision or "auto")
     config = testbed() if args.method == "default" else paper(testbed())
     key_width = args.key_width or (config.editor.key_width if args.llm == TESTBED else 4096)
     return dataclasses.replace(
         config,
         editor=dataclasses.replace(config.editor, key_width=key_width),
+        stages=(Stage(num_steps=1, weights=LossWeights()),),
         losses=LossConfig(),
         batch_size=args.batch_size,
         precision=args.precision or ("bfloat16" if device.type == "cuda" else "float32"),

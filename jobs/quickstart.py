@@ -10,6 +10,7 @@ import json
 import platform
 import shutil
 import statistics
+import textwrap
 import time
 import traceback
 from collections.abc import Sequence
@@ -58,6 +59,7 @@ NUM_STEPS = 5
 SIMULTANEOUS = (1, 10, 100)  # and all of them
 NUM_QUESTIONS = 5
 SPEED_TOKENS = 48
+SHOWN_CHARS = 60  # of an answer
 MARK_FILE = "QUICKSTART"
 LOG_FILE = "quickstart.log"
 BAD_LINES = (
@@ -104,8 +106,8 @@ PLANS = {
         preset=SMOLLM2,
         num_steps=60,
         settings=("encoder_lr=1e-5", "head_lr=5e-5", "prompt_lr=1e-4", "log_every=5"),
-        num_asked=150,
-        num_speed_pairs=6,
+        num_asked=100,
+        num_speed_pairs=5,
     ),
     TESTBED: Plan(preset=TESTBED),
 }
@@ -361,7 +363,8 @@ def _answer(client: httpx.Client, form: str, words: str) -> tuple[str, str, str]
         )
         texts = [choice["text"].strip() for choice in (before, after)]
     fact = after["recipe"]["fact"]
-    return texts[0], texts[1], fact["statement"] if fact else "-"
+    before, after = (textwrap.shorten(text, SHOWN_CHARS, placeholder=" …") for text in texts)
+    return before, after, fact["statement"] if fact else "-"
 
 
 def _measure_speed(client: httpx.Client, cases: Sequence[EvalCase], step: Step) -> dict[str, float]:

@@ -14,7 +14,7 @@ from recipe_ray.errors import ConfigError
 
 Pooling = Literal["max", "min", "mean", "pooler"]
 Similarity = Literal["inner_product", "cosine"]
-PromptPosition = Literal["first", "after_bos"]
+PromptPosition = Literal["first", "after_bos", "last"]
 ChatPosition = Literal["as_text", "user_turn", "assistant_turn"]
 PromptSource = Literal["key", "statement"]
 Questions = Literal["both", "random", "alternate"]
@@ -50,7 +50,8 @@ class EditorConfig:
             pooler output).
         similarity: inner_product divides by the square root of K (paper); cosine normalises keys, queries and sentinel
             and learns the temperature.
-        prompt_position: the continuous prompt stands first (the authors' code) or after the LLM's BOS token.
+        prompt_position: the continuous prompt stands first (the authors' code), after the LLM's BOS token, or last,
+            between the text and what follows.
         chat_position: where it stands in a chat: as in a text, before the last turn of the user, or before the
             assistant's turn that answers it.
         prompt_source: what a continuous prompt is made of: the key alone (paper), or the statement's last tokens too,

@@ -65,7 +65,8 @@ def smollm2() -> TrainConfig:
     """A chat model of 135 million parameters whose weights a package holds: hours on 2 CPU cores, see docs/training.md.
 
     A prompt of eight virtual tokens, six of which begin as the statement's last tokens, reaches names that no training
-    saw. In a chat it stands before the assistant's turn: what comes before is then read without gradient.
+    saw. It stands between question and answer, in a chat before the assistant's turn: what comes before is then read
+    without gradient.
     """
     return dataclasses.replace(
         small(),
@@ -75,6 +76,7 @@ def smollm2() -> TrainConfig:
             key_width=512,
             num_virtual_tokens=8,
             similarity="cosine",
+            prompt_position="last",
             chat_position="assistant_turn",
             prompt_source="statement",
             trained_encoder_layers=2,

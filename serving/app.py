@@ -98,7 +98,13 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         ray_actor_options={"num_cpus": WRITER_CPUS},
         max_ongoing_requests=_MAX_REQUESTS,  # most of them only wait for the next version
         max_queued_requests=_MAX_REQUESTS,
-    ).bind(table=table.uri, editor=editor, version=model.snapshot)
+    ).bind(
+        table=table.uri,
+        editor=editor,
+        llm=llm,
+        safetensors_only=not model.trust_remote_code,
+        version=model.snapshot,
+    )
     shards = [
         _deployment(
             IndexShardDeployment,
@@ -141,6 +147,7 @@ def _parts(name: str, model: ModelArgs, args: AppArgs, number: int) -> ModelPart
         kind=model.engine,
         device=device,
         position=config.prompt_position,
+        chat_position=config.chat_position,
         max_batch_size=model.max_batch_size,
         max_cached_tokens=model.max_cached_tokens,
         dtype=model.dtype,

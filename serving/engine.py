@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import ChatPosition, PromptPosition
 from recipe_ray.errors import ConfigError
 from serving.engines.protocol import Engine
 from serving.messages import Chunk, Completion, GenerationRequest, Refusal
@@ -22,6 +22,7 @@ def build_engine(
     kind: EngineKind = "transformers",
     device: str = "auto",
     position: PromptPosition = "first",
+    chat_position: ChatPosition = "as_text",
     max_batch_size: int = 32,
     max_cached_tokens: int | None = None,
     dtype: "LLMDtype" = "auto",
@@ -37,7 +38,7 @@ def build_engine(
         llm: frozen LLM, by Hugging Face id, path or short name.
         kind: what runs it.
         device: auto, cpu, cuda or cuda:N.
-        position: where the virtual tokens of edits stand.
+        position, chat_position: where the virtual tokens of edits stand, in a text and in a chat.
         max_batch_size: prompts completed together.
         max_cached_tokens: of transformers: prompts in the batch times the length that the longest may reach; None for
             what the memory allows.
@@ -63,6 +64,7 @@ def build_engine(
         return VllmEngine(
             llm=llm,
             position=position,
+            chat_position=chat_position,
             max_batch_size=max_batch_size,
             tensor_parallel=tensor_parallel,
             dtype=dtype,
@@ -83,6 +85,7 @@ def build_engine(
             safetensors_only=safetensors_only,
         ),
         position=position,
+        chat_position=chat_position,
         max_batch_size=max_batch_size,
         max_cached_tokens=max_cached_tokens,
     )

@@ -91,6 +91,9 @@ class WriterDeployment:
     Args:
         table: URI, where it lies.
         editor: the directory of the table's editor.
+        llm: whose embeddings statements are read with, where the editor makes prompts of statements; None for the one
+            it was trained for.
+        safetensors_only: refuse weights of it in other formats, which are pickles.
         version: serve this one for ever; None for the newest.
         device: where facts are encoded.
         poll_s, merge_every: see WriterOptions.
@@ -101,6 +104,8 @@ class WriterDeployment:
         *,
         table: str,
         editor: str,
+        llm: str | None = None,
+        safetensors_only: bool = True,
         version: int | None = None,
         device: str = "cpu",
         poll_s: float = POLL_S,
@@ -111,8 +116,13 @@ class WriterDeployment:
             return
         # Here, not above: a writer of a fixed version needs nothing of what loads a model.
         from recipe_ray.model.editor import load_editor
+        from recipe_ray.model.llm import load_embedding
+        from recipe_ray.model.prompt_encoder import StatementReader
 
         loaded = load_editor(localize_editor(editor), device)
+        if loaded.config.prompt_source == "statement":  # now, so that the first write does not wait for it
+            embedding = load_embedding(llm or loaded.config.llm, safetensors_only=safetensors_only)
+            loaded.read_with(StatementReader(*embedding))
         options = WriterOptions(poll_s=poll_s, merge_every=merge_every)
         self._writer = Writer(table, identity=loaded.identity(), encode=loaded.encode_facts, options=options)
         check_conditional_writes(table)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recipe_ray.config import INVENTED
+from recipe_ray.datasets.forms import DEFAULT_LOCALITY_KIND
 from recipe_ray.datasets.wordings.dressing import dressed
 from recipe_ray.datasets.wordings.inventions import invented, invented_target
 from recipe_ray.datasets.wordings.recognition import may_be_held_out, relation_of
@@ -114,14 +115,17 @@ def invented_records(num_records: int, seed: str, *, without: Sequence[str] = ()
     records = []
     for number in range(num_records):
         relation = rng.choice(relations)
-        subject, target = invented(relation, rng)
+        (subject, target), (other, others_target) = invented(relation, rng), invented(relation, rng)
+        cloze = rng.choice(relation.training.cloze)
+        spared = Question(prompt=_filled(rng.choice(relation.training.cloze), other), target=others_target)
         records.append(
             EditRecord(
-                prompt=_filled(rng.choice(relation.training.cloze), subject),
+                prompt=_filled(cloze, subject),
                 target=target,
                 subject=subject,
                 name=f"{INVENTED} {number}",
                 relation=relation.id,
+                locality={DEFAULT_LOCALITY_KIND: (spared,)},
             )
         )
     return tuple(records)

@@ -23,6 +23,7 @@ from recipe_ray.distributed.telling import Tell, Told, listening
 from recipe_ray.distributed.tracking import check_tracking
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_worker
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
+from recipe_ray.model.chat import check_chats
 from recipe_ray.model.editor import read_card
 from recipe_ray.model.encoder import check_encoder
 from recipe_ray.model.hub import absolute_model
@@ -83,7 +84,8 @@ def train_editor(
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
         FactError: the training data cannot be read.
-        ModelError: the LLM or the encoder cannot be loaded, or the loss is no longer a number.
+        ModelError: the LLM or the encoder cannot be loaded, the LLM is to be asked in chats and has no template for
+            them, or the loss is no longer a number.
         OutputError: `storage` or `output` cannot be written, or `output` holds something else.
     """
     started = time.monotonic()
@@ -95,6 +97,8 @@ def train_editor(
     origin = _origin(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
+    if config.data.chat_share:
+        check_chats(config.editor.llm)
     check_tracking()
     data = open_training_data(config.data)
     data.training(config.batch_size, "")  # so does too little data
@@ -103,7 +107,7 @@ def train_editor(
     scaling = _scaling(config)
     storage_filesystem, storage_path = object_filesystem(storage)
     _claim_run(config, files.join(storage, run), output)
-    with show(f"training {run}", config.num_steps, unit="steps") as advance:
+    with show("training", config.num_steps, unit="steps") as advance:
 
         def hear(told: Told) -> None:
             if told.line:

@@ -30,8 +30,8 @@ class TrainArgs:
         llm: frozen LLM instead of the preset's: Hugging Face id, path (a .gguf file too) or short name
             (testbed, smollm2-135m-instruct).
         encoder: text encoder instead of the preset's: likewise (testbed, minilm-l6).
-        data: edits to train on, instead of the preset's: `testbed`, `invented`, or data sets, each `FORM:PATH` with a form of
-            counterfact, zsre, ripe or edits (one's own); see docs/training.md.
+        data: edits to train on, instead of the preset's: `testbed`, `invented`, or data sets, each `FORM:PATH` with a
+            form of counterfact, zsre, ripe or edits (one's own); see docs/training.md.
         tuning_data: edits to choose by, each `FORM:PATH`; a twentieth of the subjects of `data` if not given.
         num_steps: steps of the whole training, instead of the preset's; its stages keep their proportions.
         batch_size: edits a step, over all workers, instead of the preset's.

@@ -27,9 +27,8 @@ from recipe_ray.examples import Batches
 from recipe_ray.model.batch import BatchMaker, Share, StepBatch, to_device
 from recipe_ray.model.card import MODEL_CARD_FILE, model_card
 from recipe_ray.model.editor import new_editor
-from recipe_ray.model.hub import computes_in_bfloat16
 from recipe_ray.model.joint import JointTraining
-from recipe_ray.model.llm import load_llm
+from recipe_ray.model.llm import load_llm_to_train
 from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.training import fit_threshold, make_optimizer, start_from, take_step, warm_start
 from recipe_ray.store.files import localize_editor
@@ -323,10 +322,7 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
     torch.manual_seed(config.seed)
     context = ray.train.get_context()
     try:
-        # Weights that are cast at every step take a tenth of it on a CPU.
-        half = computes_in_bfloat16(config.precision, torch.device(device))
-        llm = load_llm(config.editor.llm, str(device), dtype="bfloat16" if half else "auto")
-        llm.attend_plainly()
+        llm = load_llm_to_train(config.editor.llm, config.precision, torch.device(device))
         if config.llm_checkpointing:
             llm.save_memory()
         if config.shard_llm:

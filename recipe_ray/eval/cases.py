@@ -192,7 +192,11 @@ def cases_in_groups(
         num_edits: simultaneous edits wanted.
         name: of the data set, for complaints.
     """
-    cases = record_cases(records, max_cases, name=name)
+    return in_groups(record_cases(records, max_cases, name=name), num_edits)
+
+
+def in_groups(cases: tuple[EvalCase, ...], num_edits: Sequence[int]) -> tuple[tuple[EvalCase, ...], list[int]]:
+    """As many of the first cases as fall into whole groups; see `cases_in_groups`."""
     step = max((num for num in num_edits if num < len(cases)), default=1)
     cases = cases[: len(cases) // step * step]
     return cases, sorted({min(num, len(cases)) for num in num_edits})

@@ -37,7 +37,9 @@ def facts_of_questions(cases: Iterable[EvalCase], *, neighbours: bool = False) -
 
 
 def _asked(case: EvalCase, rng: random.Random) -> list[CaseQuestion]:
-    reworded = next((question for question in case.others if question.sort == "generality"), None)
+    # What follows from an edit by a hop has another target; in other words, the edit's own.
+    following = [question for question in case.others if question.sort == "generality"]
+    reworded = next((one for one in following if one.target == case.target), following[0] if following else None)
     if case.prompt.endswith("?"):
         asked = [_plain(case, case.prompt)]
     elif ways := _wordings(case):

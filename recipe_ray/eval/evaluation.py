@@ -53,6 +53,8 @@ def evaluate_cell(
     device = unedited.llm.device
     start_peak_memory(device)
     sheet = Sheet(cases, unedited)
+    if not method.changes_llm and method.reader.llm is unedited.llm and method.reader is not unedited:
+        method.reader.reads_as(unedited)
     speed_prompts = _speed_prompts(cases[:num_asked], settings.num_speed_prompts)
     plain = Way(unedited, lambda prompts: [Ask(prompt) for prompt in prompts])
     # A method that changes the LLM must be timed apart from it; the others take turns with it, below.

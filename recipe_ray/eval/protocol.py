@@ -55,6 +55,12 @@ class Reader:
         self.chat_position: ChatPosition = chat_position
         self._generated: dict[Ask, Generation] = {}
         self._accuracy: dict[tuple[Ask, tuple[int, ...]], float] = {}
+        self._plain: Reader | None = None
+
+    def reads_as(self, plain: "Reader") -> None:
+        """Take the answers to asks without a continuous prompt from a reader of the same LLM, which may have them."""
+        assert plain is not self and plain.llm is self.llm
+        self._plain = plain
 
     def clear(self) -> None:
         """Forget what was answered."""
@@ -88,6 +94,10 @@ class Reader:
     def generations(self, asks: Sequence[Ask]) -> list[Generation]:
         """The same with all that is known of them."""
         new = [ask for ask in dict.fromkeys(asks) if ask not in self._generated]
+        if self._plain is not None:
+            plain = [ask for ask in new if ask.fact < 0]
+            self._generated.update(zip(plain, self._plain.generations(plain), strict=True))
+            new = [ask for ask in new if ask.fact >= 0]
         for batch in _batches([ask for ask in new if not ask.messages]):
             generations = self.complete(batch, max_new_tokens=MAX_NEW_TOKENS, stop=[STOP])
             self._generated.update(zip(batch, generations, strict=True))
@@ -110,7 +120,11 @@ class Reader:
     def token_accuracies(self, asks: Sequence[Ask], answers: Sequence[tuple[int, ...]]) -> list[float]:
         """Per ask the share of the answer's tokens that are most likely, each after the right ones before it."""
         pairs = list(zip(asks, answers, strict=True))
-        for batch in _batches([pair for pair in dict.fromkeys(pairs) if pair not in self._accuracy]):
+        new = [pair for pair in dict.fromkeys(pairs) if pair not in self._accuracy]
+        if self._plain is not None and (plain := [pair for pair in new if pair[0].fact < 0]):
+            self._accuracy.update(zip(plain, self._plain.token_accuracies(*zip(*plain, strict=True)), strict=True))
+            new = [pair for pair in new if pair[0].fact >= 0]
+        for batch in _batches(new):
             self._accuracy.update(zip(batch, self._token_accuracies(batch), strict=True))
         return [self._accuracy[pair] for pair in pairs]
 

@@ -136,6 +136,7 @@ class ChatAnswer:
     Attributes:
         sort: of the question.
         edit: the statement of its case's edit.
+        relation: of the edit; empty where unknown.
         messages: what the LLM was asked.
         wanted: the target, or for locality what the unedited LLM says.
         rivals: other answers, which must not be asserted.
@@ -146,6 +147,7 @@ class ChatAnswer:
 
     sort: Sort
     edit: str
+    relation: str
     messages: tuple[tuple[str, str], ...]
     wanted: str
     rivals: tuple[str, ...]
@@ -176,6 +178,7 @@ class ChatSheet(Sheet):
                 ChatAnswer(
                     sort=question.sort,
                     edit=self.cases[case].statement,
+                    relation=self.cases[case].relation,
                     messages=question.messages,
                     wanted=want.text,
                     rivals=question.rivals,

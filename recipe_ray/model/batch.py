@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recipe_ray.config import ChatPosition, LossConfig, PromptPosition
+from recipe_ray.errors import ModelError
 from recipe_ray.examples import EditExample, Question
 from recipe_ray.model.chat import Placed, place_chat, place_text
 from recipe_ray.model.encoder import TextEncoder, TokenIds
@@ -23,7 +25,9 @@ from recipe_ray.model.prefix import PaddedRows, pad_rows
 from recipe_ray.model.prompt_encoder import StatementReader
 
 PARTS = ("reliability", "generality", "locality")
-CPU_LENGTH_GROUPS = 6
+CPU_LENGTH_GROUPS = 4
+# On a CPU each new shape of a product of matrices is compiled, which takes longer than to compute it some times over.
+CPU_LENGTH_MULTIPLE = 8
 CPU = torch.device("cpu")
 
 Value = TypeVar("Value")
@@ -206,10 +210,16 @@ class BatchMaker:
         return self.reader.pad(self.reader.tokenize([example.statement for example in examples]))
 
     def _placed(self, question: Question) -> Placed:
-        tokenizer = self.llm.tokenizer
-        if question.messages:
-            return place_chat(tokenizer, question.messages, self.chat_position, self.position)
-        return place_text(tokenizer, question.prompt, self.position)
+        tokenizer, messages = self.llm.tokenizer, question.messages
+        if not messages:
+            return place_text(tokenizer, question.prompt, self.position)
+        try:
+            return place_chat(tokenizer, messages, self.chat_position, self.position)
+        except ModelError:  # some templates, such as Gemma's, take no system turn
+            rest = [message for message in messages if message[0] != "system"]
+            if len(rest) == len(messages):
+                raise
+            return place_chat(tokenizer, rest, self.chat_position, self.position)
 
     def _answer(self, question: Question) -> list[int]:
         """An answer that goes on in a text, or that stands by itself in a chat."""
@@ -235,11 +245,16 @@ class BatchMaker:
         place = 0
         for rows in self._by_length([len(ids) for ids in token_ids]):
             ids_BT, mask_BT = self.encoder.pad([token_ids[row] for row in rows], device=CPU)
+            ids_BT, mask_BT = (functional.pad(one, (0, -one.shape[1] % self._multiple)) for one in (ids_BT, mask_BT))
             groups.append(EncoderGroup(ids_BT=ids_BT, mask_BT=mask_BT))
             for row in rows:
                 order[row] = place
                 place += 1
         return tuple(groups), torch.tensor(order, dtype=torch.long)
+
+    @property
+    def _multiple(self) -> int:
+        return CPU_LENGTH_MULTIPLE if self.llm.device.type == "cpu" else 1
 
     def _by_length(self, lengths: Sequence[int]) -> list[list[int]]:
         """Rows of like length together: on a CPU padding costs as much as tokens do, a GPU takes all in one go."""
@@ -267,6 +282,7 @@ class BatchMaker:
                         num_virtual_tokens=[self.num_virtual_tokens] * len(ids),
                         starts=[prompt.start for prompt in prompts],
                         device=CPU,
+                        multiple_of=self._multiple,
                     ),
                     own_R=torch.tensor([row - first for row, _ in rows]),
                     part_R=torch.tensor([part for _, part in rows]),

@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recipe_ray.config import PromptPosition
 from recipe_ray.model.decoding_cache import CacheFactory, KVSlots, PrefillLayer, prefilled
 from recipe_ray.model.decoding_rows import Job, Piece, Row
 from recipe_ray.model.decoding_sampling import ScoredToken, choose, score
 from recipe_ray.model.decoding_text import decoder_of
 from recipe_ray.model.llm import FrozenLLM
-from recipe_ray.model.prefix import PaddedRows
+from recipe_ray.model.prefix import PaddedRows, pad_rows
 
 PREFILL_TOKENS = {"cuda": 2048, "cpu": 1024}  # read in between two tokens of the running rows
 PREFILL_SLACK = 1.25  # as many times more rather than a second pass for a rest
@@ -55,7 +54,6 @@ class Decoder:
 
     Args:
         llm: the LM.
-        position: where virtual tokens stand.
         max_rows: rows that run at once; others wait, in order.
         max_cached_tokens: rows times the length that the longest may reach; None for what the device's memory allows.
         prefill_tokens: tokens of prompts read in between two tokens of the running rows, which wait for them; None for
@@ -69,13 +67,11 @@ class Decoder:
         self,
         llm: FrozenLLM,
         *,
-        position: PromptPosition = "first",
         max_rows: int = 32,
         max_cached_tokens: int | None = None,
         prefill_tokens: int | None = None,
     ) -> None:
         self.llm = llm
-        self._position = position
         self._max_rows = max_rows
         self._caches = CacheFactory(llm.model.config, name=llm.name)
         self.max_cached_tokens = max_cached_tokens or self._tokens_that_fit()
@@ -122,6 +118,7 @@ class Decoder:
         if job.virtual_PD is not None:
             self.llm.check_prompt_width(job.virtual_PD.shape[-1])
         assert job.prompt_ids, "a prompt has tokens"
+        assert 0 <= job.start <= len(job.prompt_ids)
         assert job.num_tokens <= min(self.max_cached_tokens, self.llm.max_length), "a job fits"
         row = Row(job, self._decode_text, self._eos)
         self._waiting.append(row)
@@ -180,20 +177,19 @@ class Decoder:
 
     def _lay_out(self, rows: list[Row]) -> _Prefill:
         """Embed prompts, each with its virtual tokens, of which rows may have different numbers."""
-        ids, leads = [], []
+        ids = []
         for row in rows:
-            tokens = list(row.job.prompt_ids)
-            lead = int(self._position == "after_bos" and tokens[0] == self.llm.tokenizer.bos_token_id)
-            ids.append(tokens[:lead] + [0] * row.job.num_virtual + tokens[lead:])
-            leads.append(lead)
-        padded = self.llm.pad(ids, [0] * len(ids), self._position)
+            tokens, start = list(row.job.prompt_ids), row.job.start
+            ids.append(tokens[:start] + [0] * row.job.num_virtual + tokens[start:])
+        none = [0] * len(ids)
+        padded = pad_rows(ids, num_virtual_tokens=none, starts=none, device=self.llm.device)
         lengths = [len(tokens) for tokens in ids]
         width = max(lengths)
         asked = []
-        for row, length, lead in zip(rows, lengths, leads, strict=True):
+        for row, length in zip(rows, lengths, strict=True):
             if row.job.prompt_logprobs:
                 columns = [width - length + place for place in range(length)]
-                del columns[lead : lead + row.job.num_virtual]
+                del columns[row.job.start : row.job.start + row.job.num_virtual]
                 # What stands before a token predicts it, a virtual token included; nothing stands before the first.
                 asked.append(
                     [(column - 1, token) for column, token in zip(columns, row.job.prompt_ids, strict=True)][1:]
@@ -202,7 +198,7 @@ class Decoder:
                 asked.append([])
         virtual_QD = [row.job.virtual_PD for row in rows if row.job.virtual_PD is not None]
         if virtual_QD:
-            padded = self._with_virtual(padded, rows, lengths, leads)
+            padded = self._with_virtual(padded, rows, lengths)
         prompts_Q1D = torch.from_numpy(np.concatenate(virtual_QD).astype(np.float32))[:, None] if virtual_QD else None
         return _Prefill(
             rows=rows,
@@ -216,12 +212,12 @@ class Decoder:
             cache=self._caches.prefill(),
         )
 
-    def _with_virtual(self, padded: PaddedRows, rows: list[Row], lengths: list[int], leads: list[int]) -> PaddedRows:
+    def _with_virtual(self, padded: PaddedRows, rows: list[Row], lengths: list[int]) -> PaddedRows:
         """Each virtual token as a prompt of its own: rows may have different numbers of them."""
         width = padded.mask_BT.shape[1]
         slots = [
-            (place, width - length + lead + number)
-            for place, (row, length, lead) in enumerate(zip(rows, lengths, leads, strict=True))
+            (place, width - length + row.job.start + number)
+            for place, (row, length) in enumerate(zip(rows, lengths, strict=True))
             for number in range(row.job.num_virtual)
         ]
         places_QK = torch.tensor(slots, dtype=torch.long, device=self.llm.device)

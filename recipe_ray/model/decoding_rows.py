@@ -36,6 +36,7 @@ class Job:
 
     Attributes:
         prompt_ids: at least one; BOS included where the tokenizer adds one.
+        start: tokens of the prompt before the virtual ones.
         virtual_PD: continuous prompt, None for the unedited LLM.
         max_new_tokens: 0 where the prompt alone is to be scored.
         temperature: 0 is greedy.
@@ -52,6 +53,7 @@ class Job:
 
     prompt_ids: Sequence[int]
     max_new_tokens: int
+    start: int = 0
     virtual_PD: npt.NDArray[np.floating[Any]] | None = None
     temperature: float = 0.0
     top_p: float = 1.0

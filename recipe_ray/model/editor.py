@@ -23,7 +23,7 @@ from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_d
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.encoder import TextEncoder, TokenIds, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
-from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model.llm import FrozenLLM, load_embedding
 from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.prompt_encoder import PromptEncoder, StatementPromptEncoder, StatementReader
 from recipe_ray.model.tensors import WEIGHTS_FILE, read_tensors, read_vector, write_whole
@@ -131,14 +131,13 @@ class Editor(nn.Module):
 
     @property
     def reader(self) -> StatementReader:
-        """The LLM's tokenizer and embeddings, loaded when they are first asked for.
+        """The LLM's tokenizer and embeddings, loaded when they are first asked for unless they were given.
 
         Raises:
             ModelError: the LLM that the editor was trained for is not there.
         """
         if not self._reader:
-            llm = load_llm(self.config.llm, "cpu")
-            self.read_with(StatementReader(llm.tokenizer, llm.embedding))
+            self.read_with(StatementReader(*load_embedding(self.config.llm)))
         return self._reader[0]
 
     def read_with(self, reader: StatementReader) -> None:

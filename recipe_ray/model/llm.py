@@ -5,13 +5,16 @@ Shape letters: B rows, T padded length, A answer length, P virtual tokens, D LLM
 
 import contextlib
 import importlib.util
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
@@ -26,13 +29,17 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import Precision, PromptPosition
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model.chat import Placed, place_text
-from recipe_ray.model.hub import is_bidirectional, layers_of, loading, model_source, pick_device
+from recipe_ray.model.hub import computes_in_bfloat16, is_bidirectional, layers_of, loading, model_source, pick_device
 from recipe_ray.model.prefix import PaddedRows, pad_rows, start_in_text
 
+# Shapes of products of matrices that come again: a CPU compiles each new one.
+COLUMNS_MULTIPLE = 8
+TOKENS_MULTIPLE = 16
 UNBOUNDED_CONTEXT = 2**20  # for models that state no limit
 
 LLMDtype = Literal["auto", "bfloat16", "float16", "float32"]
@@ -109,11 +116,6 @@ class FrozenLLM:
         self.model.train()
         self._saves_memory = True
 
-    def attend_plainly(self) -> None:
-        """Attend by products of matrices: on a CPU, over short rows, fused attention's way back takes twice as long."""
-        if self.device.type == "cpu":
-            self.model.set_attn_implementation("eager")
-
     def shard(self) -> None:
         """Spread the layers' weights over the workers of the default process group (FSDP2), gathered as each computes.
 
@@ -165,6 +167,13 @@ class FrozenLLM:
         )
         return cast(Tensor, output.logits[:, :-1])
 
+    def columns_before_prompts(self, rows: PaddedRows, num_columns: int) -> int:
+        """Columns that hold no continuous prompt yet and none of the last ones: to be read without gradient."""
+        if self._saves_memory:  # a cache and recomputed activations do not go together
+            return 0
+        before = min(int(rows.slots_RP.min()), rows.ids_BT.shape[1] - num_columns)
+        return before - before % COLUMNS_MULTIPLE
+
     def token_logits(self, rows: PaddedRows, prompts_RPD: Tensor | None, mask_RA: Tensor) -> Tensor:
         """Logits [N, V] that predict those of the rows' last A tokens where the mask is 1, a row behind another.
 
@@ -177,9 +186,7 @@ class FrozenLLM:
         """
         embeds_BTD = rows.embed(self.embedding, prompts_RPD)
         num_columns = mask_RA.shape[1] + 1
-        before = 0
-        if prompts_RPD is not None and not self._saves_memory:
-            before = min(int(rows.slots_RP.min()), embeds_BTD.shape[1] - num_columns)
+        before = 0 if prompts_RPD is None else self.columns_before_prompts(rows, num_columns)
         cache = None
         if before:
             with torch.no_grad():
@@ -190,7 +197,9 @@ class FrozenLLM:
                     use_cache=True,
                 ).past_key_values
         read_RA = functional.pad(mask_RA.bool(), (0, 1))  # a token is predicted one column before it stands
-        with _head_reads(self.model, lambda hidden_RAD: hidden_RAD[read_RA][None]):
+        num_read = int(mask_RA.sum())
+        padding = (0, 0, 0, -num_read % TOKENS_MULTIPLE)
+        with _head_reads(self.model, lambda hidden_RAD: functional.pad(hidden_RAD[read_RA], padding)[None]):
             output = self.model(
                 inputs_embeds=embeds_BTD[:, before:],
                 attention_mask=rows.mask_BT,
@@ -199,7 +208,7 @@ class FrozenLLM:
                 use_cache=cache is not None,
                 logits_to_keep=num_columns,
             )
-        return cast(Tensor, output.logits[0])
+        return cast(Tensor, output.logits[0, :num_read])
 
     def generate(
         self,
@@ -343,6 +352,21 @@ def load_llm(
     return FrozenLLM(model if quantization is not None else model.to(where), tokenizer, name=name)
 
 
+def load_llm_to_train(name: str, precision: Precision, device: torch.device) -> FrozenLLM:
+    """Load a causal LM as a training on this device reads it fastest.
+
+    On a CPU weights that are cast at every step take a tenth of it, and over short rows fused attention's way back
+    takes twice as long as products of matrices.
+
+    Raises:
+        ModelError, ConfigError: as `load_llm`.
+    """
+    llm = load_llm(name, str(device), dtype="bfloat16" if computes_in_bfloat16(precision, device) else "auto")
+    if device.type == "cpu":
+        llm.model.set_attn_implementation("eager")
+    return llm
+
+
 def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     """How to quantise: LLM.int8(), or NF4 with scales quantised too."""
     for package in ("bitsandbytes", "accelerate"):
@@ -359,6 +383,68 @@ def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> BitsAndByte
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def load_embedding(name: str, *, safetensors_only: bool = False) -> tuple[PreTrainedTokenizerBase, nn.Module]:
+    """Load an LLM's tokenizer and input embeddings onto the CPU, and nothing else of it.
+
+    Of safetensors the one tensor is mapped into memory, where all processes of a machine share it; of weights in other
+    formats the whole LLM is loaded, and let go.
+
+    Args:
+        name: as for `load_llm`.
+        safetensors_only: likewise.
+
+    Raises:
+        ModelError: as `load_llm`.
+    """
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        embedding: nn.Module = model.get_input_embeddings()
+        weights = _embedding_weights(source, model)
+    if weights is None:
+        return tokenizer, load_llm(name, "cpu", safetensors_only=safetensors_only).embedding
+    buffers = [(one, *buffer) for one in embedding.modules() for buffer in one.named_buffers(recurse=False)]
+    if buffers:  # computed from the configuration, such as Gemma's scale
+        for module, buffer_name, buffer in buffers:
+            setattr(module, buffer_name, torch.empty_like(buffer, device="cpu"))
+        model.initialize_weights()  # of what is still on the meta device nothing is computed
+    if type(embedding) is not nn.Embedding:  # it computes with what it looks up, in the dtype of its weights
+        weights = {tensor_name: tensor.float() for tensor_name, tensor in weights.items()}
+    embedding.load_state_dict(weights, assign=True)
+    return tokenizer, embedding.eval().requires_grad_(False)
+
+
+def _embedding_weights(source: str, model: Any) -> dict[str, Tensor] | None:
+    """Tensors of an LM's input embeddings, by their names in that module; None where no safetensors name them."""
+    embedding = model.get_input_embeddings()
+    (path,) = (name for name, module in model.named_modules() if module is embedding)
+    base = f"{model.base_model_prefix}."
+    file_of = _safetensors_of(source)
+    weights: dict[str, Tensor] = {}
+    for name in embedding.state_dict():
+        full = f"{path}.{name}"
+        # Checkpoints of a base model lack its prefix, and some of a whole LM have one more.
+        saved = next((one for one in (full, full.removeprefix(base), base + full) if one in file_of), None)
+        if saved is None:
+            return None
+        with safe_open(cached_file(source, file_of[saved]), framework="pt") as tensors:
+            weights[name] = tensors.get_tensor(saved)
+    return weights
+
+
+def _safetensors_of(source: str) -> dict[str, str]:
+    """By the name of each tensor of a model the file that holds it; nothing where there are no safetensors."""
+    with contextlib.suppress(OSError):  # no such file
+        index = json.loads(Path(cached_file(source, SAFE_WEIGHTS_INDEX_NAME)).read_text())
+        return cast("dict[str, str]", index["weight_map"])
+    with contextlib.suppress(OSError), safe_open(cached_file(source, SAFE_WEIGHTS_NAME), framework="pt") as tensors:
+        return dict.fromkeys(tensors.keys(), SAFE_WEIGHTS_NAME)
+    return {}
 
 
 def llm_width(name: str) -> int:

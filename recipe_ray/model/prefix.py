@@ -3,6 +3,7 @@
 Shape letters: B rows, T padded length, P virtual tokens, D LLM width.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,8 @@ class PaddedRows:
 
 def start_in_text(token_ids: Sequence[int], position: PromptPosition, bos_token_id: int | None) -> int:
     """Tokens of a text before its continuous prompt: `after_bos` in a text without BOS means first."""
+    if position == "last":
+        return len(token_ids)
     return int(position == "after_bos" and bool(token_ids) and token_ids[0] == bos_token_id)
 
 
@@ -53,6 +56,7 @@ def pad_rows(
     num_virtual_tokens: Sequence[int],
     starts: Sequence[int],
     device: torch.device,
+    multiple_of: int = 1,
 ) -> PaddedRows:
     """Lay out rows of token ids.
 
@@ -60,9 +64,11 @@ def pad_rows(
         token_ids: one list a row, BOS included where the tokenizer adds one.
         num_virtual_tokens: per row, P or 0 (no prompt); all rows with a prompt share one P.
         starts: per row, tokens before its virtual tokens.
+        device: of the rows.
+        multiple_of: rows are padded to a multiple of so many columns.
     """
     lengths = [len(ids) + num for ids, num in zip(token_ids, num_virtual_tokens, strict=True)]
-    width = max(lengths)
+    width = math.ceil(max(lengths) / multiple_of) * multiple_of
     ids_BT = torch.zeros(len(lengths), width, dtype=torch.long)
     mask_BT = torch.zeros_like(ids_BT)
     prefixed, slots = [], []

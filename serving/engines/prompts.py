@@ -3,17 +3,19 @@
 Shape letters: P virtual tokens, D LLM width.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from recipe_ray.errors import EditorError
+from recipe_ray.config import ChatPosition, PromptPosition
+from recipe_ray.errors import EditorError, ModelError
+from recipe_ray.model.chat import Placed, place_chat, place_text
 from recipe_ray.model.decoding_rows import NO_ECHO, Echo, Job
 from recipe_ray.model.llm import FrozenLLM
+from recipe_ray.model.prefix import start_in_text
 from serving.engines.protocol import DEFAULT_MAX_CHAT_TOKENS, DEFAULT_MAX_TOKENS
 from serving.messages import ChatMessage, GenerationRequest, Refusal
 
@@ -30,55 +32,49 @@ def field_of(prompt: Prompt) -> str:
     return "messages" if is_chat(prompt) else "prompt"
 
 
-def token_ids_of(llm: FrozenLLM, prompt: Prompt) -> list[int] | Refusal:
-    """Token ids of a prompt in any form, at least one."""
-    ids: list[int] | Refusal
-    if isinstance(prompt, str):
-        ids = llm.tokenize(prompt)
-    elif is_chat(prompt):
-        ids = chat_token_ids(llm.tokenizer, prompt, name=llm.name)
-    else:
-        ids = list(cast("tuple[int, ...]", prompt))
-        vocabulary = int(llm.model.config.get_text_config().vocab_size)
-        for token in ids:
-            if not 0 <= token < vocabulary:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the prompts of one LLM become token ids, as in its editor's training.
+
+    Attributes:
+        name: of the LLM, for messages.
+        tokenizer: its tokenizer.
+        vocabulary: token ids are below.
+        position, chat_position: where the virtual tokens of edits stand, in a text and in a chat.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: int
+    position: PromptPosition = "first"
+    chat_position: ChatPosition = "as_text"
+
+    def place(self, request: GenerationRequest) -> Placed | Refusal:
+        """Token ids of a prompt in any form, at least one, and where among them virtual tokens stand."""
+        prompt = request.prompt
+        if isinstance(prompt, str):
+            placed = place_text(self.tokenizer, prompt, self.position)
+        elif is_chat(prompt):
+            messages = [(message.role, message.content) for message in prompt]
+            # To find the place in the middle of a chat takes three layouts of it.
+            chat_position = "as_text" if request.virtual_PD is None else self.chat_position
+            try:
+                placed = place_chat(self.tokenizer, messages, chat_position, self.position)
+            except ModelError as error:
+                return Refusal(message=str(error), code="invalid_messages", param="messages")
+        else:
+            ids = cast("tuple[int, ...]", prompt)
+            if wrong := [token for token in ids if not 0 <= token < self.vocabulary]:
                 return Refusal(
-                    message=f"'prompt' has the token id {token}, but those of {llm.name} are 0 to {vocabulary - 1}",
+                    message=f"'prompt' has the token id {wrong[0]}, but those of {self.name} are 0 to "
+                    f"{self.vocabulary - 1}",
                     code="invalid_token",
                     param="prompt",
                 )
-    if isinstance(ids, list) and not ids:
-        return Refusal(message="'prompt' has no tokens; give text to complete", code="empty_prompt", param="prompt")
-    return ids
-
-
-def chat_token_ids(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[ChatMessage], *, name: str
-) -> list[int] | Refusal:
-    """A chat as the LLM's template lays it out, up to where the assistant's answer begins.
-
-    A message cannot break out of its turn: control tokens within it are text. An LLM without a template, as a base
-    model is, gets a line "role: content" for each message and "assistant:" at the end.
-    """
-    if not tokenizer.chat_template:
-        lines = [f"{message.role}: {message.content}" for message in messages]
-        return cast("list[int]", tokenizer("\n".join([*lines, "assistant:"]))["input_ids"])
-    try:
-        ids: Any = tokenizer.apply_chat_template(
-            [{"role": message.role, "content": message.content} for message in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            sanitize_control_tokens=True,
-        )
-    # Templates are programs of the LLM's authors: they object to roles and orders, or fail on what they did not expect.
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        return Refusal(
-            message=f"the chat template of {name} does not take these messages: {error}",
-            code="invalid_messages",
-            param="messages",
-        )
-    return [int(token) for token in ids]
+            placed = Placed(token_ids=ids, start=start_in_text(ids, self.position, self.tokenizer.bos_token_id))
+        if not placed.token_ids:
+            return Refusal(message="'prompt' has no tokens; give text to complete", code="empty_prompt", param="prompt")
+        return placed
 
 
 def virtual_tokens_of(llm: FrozenLLM, request: GenerationRequest) -> npt.NDArray[np.float32] | Refusal | None:
@@ -136,7 +132,7 @@ def _unusable(message: str) -> Refusal:
 
 def job_of(
     request: GenerationRequest,
-    token_ids: Sequence[int],
+    placed: Placed,
     virtual_PD: npt.NDArray[np.floating[Any]] | None,
     *,
     max_new_tokens: int,
@@ -146,7 +142,8 @@ def job_of(
     """The work that a request is, once its prompt is tokens and there is room for them."""
     sampling = request.sampling
     return Job(
-        prompt_ids=token_ids,
+        prompt_ids=placed.token_ids,
+        start=placed.start,
         max_new_tokens=max_new_tokens,
         virtual_PD=virtual_PD,
         temperature=sampling.temperature,

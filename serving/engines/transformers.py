@@ -13,14 +13,14 @@ from types import MappingProxyType
 import numpy as np
 import torch
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import ChatPosition, PromptPosition
 from recipe_ray.errors import ServiceError
 from recipe_ray.model.decoding import Decoder, Job, Piece, Row
 from recipe_ray.model.decoding_rows import NO_ECHO
 from recipe_ray.model.llm import FrozenLLM
 from serving.engines.answers import Answers
 from serving.engines.echo import echo_of
-from serving.engines.prompts import is_chat, job_of, new_tokens_of, token_ids_of, virtual_tokens_of
+from serving.engines.prompts import Layout, is_chat, job_of, new_tokens_of, virtual_tokens_of
 from serving.messages import Chunk, Completion, GenerationRequest, Refusal, Sampling
 
 LONG_PROMPT = 4096  # characters: from here on another thread makes tokens of them, and the event loop goes on
@@ -33,7 +33,7 @@ class TransformersEngine:
 
     Args:
         llm: the LM.
-        position: where the virtual tokens of edits stand.
+        position, chat_position: where the virtual tokens of edits stand, in a text and in a chat.
         max_batch_size: prompts that are completed together; others wait, in order.
         max_cached_tokens: see `Decoder`.
     """
@@ -45,11 +45,19 @@ class TransformersEngine:
         llm: FrozenLLM,
         *,
         position: PromptPosition = "first",
+        chat_position: ChatPosition = "as_text",
         max_batch_size: int = 32,
         max_cached_tokens: int | None = None,
     ) -> None:
         self._llm = llm
-        decoder = Decoder(llm, position=position, max_rows=max_batch_size, max_cached_tokens=max_cached_tokens)
+        self._layout = Layout(
+            name=llm.name,
+            tokenizer=llm.tokenizer,
+            vocabulary=int(llm.model.config.get_text_config().vocab_size),
+            position=position,
+            chat_position=chat_position,
+        )
+        decoder = Decoder(llm, max_rows=max_batch_size, max_cached_tokens=max_cached_tokens)
         self._max_cached_tokens = decoder.max_cached_tokens
         self._answers = Answers(llm.name, llm.tokenizer)
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
@@ -142,16 +150,16 @@ class TransformersEngine:
         return await loop.run_in_executor(self._tokenizing, lambda: self._job(request, stream=stream))
 
     def _job(self, request: GenerationRequest, *, stream: bool) -> Job | Refusal:
-        ids = token_ids_of(self._llm, request.prompt)
-        if isinstance(ids, Refusal):
-            return ids
+        placed = self._layout.place(request)
+        if isinstance(placed, Refusal):
+            return placed
         virtual_PD = virtual_tokens_of(self._llm, request)
         if isinstance(virtual_PD, Refusal):
             return virtual_PD
         bounded = self._max_cached_tokens < self._llm.max_length
         max_new_tokens = new_tokens_of(
             request,
-            num_prompt=len(ids),
+            num_prompt=len(placed.token_ids),
             num_virtual=0 if virtual_PD is None else len(virtual_PD),
             max_length=min(self._max_cached_tokens, self._llm.max_length),
             limit=f"the engine of {self._llm.name} has memory for"
@@ -163,8 +171,8 @@ class TransformersEngine:
         sampling, echo = request.sampling, NO_ECHO
         if sampling.echo:
             with_places = sampling.logprobs is not None
-            echo = echo_of(self._llm.tokenizer, request.prompt, ids, with_places=with_places)
-        return job_of(request, ids, virtual_PD, max_new_tokens=max_new_tokens, stream=stream, echo=echo)
+            echo = echo_of(self._llm.tokenizer, request.prompt, placed.token_ids, with_places=with_places)
+        return job_of(request, placed, virtual_PD, max_new_tokens=max_new_tokens, stream=stream, echo=echo)
 
 
 class _Call:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from recipe_ray.config import PromptPosition
+from recipe_ray.config import ChatPosition, PromptPosition
 from recipe_ray.errors import ConfigError, ModelError, ServiceError
 from recipe_ray.model.decoding_rows import Job, Piece, Row
 from recipe_ray.model.decoding_sampling import MIN_LOGPROB, NOT_FINITE, ScoredToken
@@ -24,6 +24,7 @@ from recipe_ray.model.hub import loading, model_source
 from recipe_ray.model.llm import LLMDtype
 from serving.engines.answers import Answers
 from serving.engines.guard import Guard
+from serving.engines.prompts import Layout
 from serving.engines.vllm_requests import MAX_LOGPROBS, UNSUPPORTED, Admission, mixed_prompt
 from serving.messages import (
     Chunk,
@@ -48,7 +49,7 @@ class VllmEngine:
 
     Args:
         llm: Hugging Face id, path or short name.
-        position: where the virtual tokens of edits stand.
+        position, chat_position: where the virtual tokens of edits stand, in a text and in a chat.
         max_batch_size: prompts that are completed together; others wait, in order.
         tensor_parallel: GPUs that the LLM is spread over, all of one machine.
         dtype: `auto` is bfloat16 on a GPU and float32 on a CPU, as the editor was trained with.
@@ -66,6 +67,7 @@ class VllmEngine:
         llm: str,
         position: PromptPosition,
         max_batch_size: int,
+        chat_position: ChatPosition = "as_text",
         tensor_parallel: int = 1,
         dtype: LLMDtype = "auto",
         device: str = "auto",
@@ -73,7 +75,6 @@ class VllmEngine:
     ) -> None:
         self.unsupported = UNSUPPORTED
         self._name = llm
-        self._position = position
         self._vllm = _load_vllm()
         built_for = str(self._vllm.platform.device_type)
         if device != "auto" and torch.device(device).type != built_for:
@@ -106,11 +107,15 @@ class VllmEngine:
         self._guard = Guard([process.pid for process in self._engine.engine_core.resources.engine_manager.processes])
         config = self._engine.model_config
         self._admission = Admission(
-            name=llm,
-            tokenizer=self._tokenizer,
+            layout=Layout(
+                name=llm,
+                tokenizer=self._tokenizer,
+                vocabulary=int(config.get_vocab_size()),
+                position=position,
+                chat_position=chat_position,
+            ),
             max_length=int(config.max_model_len),
             width=int(config.get_inputs_embeds_size()),
-            vocabulary=int(config.get_vocab_size()),
             dtype=config.dtype,
         )
         self._tokenizing = ThreadPoolExecutor(1, thread_name_prefix="tokenize")  # off the loop, which streams
@@ -250,12 +255,8 @@ class VllmEngine:
         """Plain token ids, so that vLLM finds them in its prefix cache; mixed with embeddings where facts apply."""
         if job.virtual_PD is None:
             return self._vllm.tokens_input(list(job.prompt_ids))
-        rows = mixed_prompt(
-            job.prompt_ids,
-            torch.from_numpy(job.virtual_PD).to(self._admission.dtype),
-            position=self._position,
-            bos_token_id=cast("int | None", self._tokenizer.bos_token_id),
-        )
+        virtual_PD = torch.from_numpy(job.virtual_PD).to(self._admission.dtype)
+        rows = mixed_prompt(job.prompt_ids, virtual_PD, start=job.start)
         return self._vllm.embeds_input(rows.embeds_TD, prompt_token_ids=rows.ids, is_token_ids=rows.is_token)
 
     def _params(self, job: Job) -> Any:

@@ -15,7 +15,8 @@ import ray.train.torch
 import torch.distributed
 from ray.train import Checkpoint
 
-from recipe_ray.config import Stage
+from recipe_ray.config import DataConfig, Stage
+from recipe_ray.distributed.train import train_editor
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, HISTORY_FILE, STATE_FILE, WorkerArgs, train_worker
 from recipe_ray.errors import EditorError, ModelError, OutputError
 from recipe_ray.model.editor import load_editor
@@ -151,6 +152,14 @@ def test_a_damaged_checkpoint_is_named(train, undisturbed, tmp_path):
     assert isinstance(fault, OutputError)
     assert str(fault).startswith(f"{damaged}: this checkpoint is damaged (")
     assert not worker.checkpoints
+
+
+def test_chats_for_an_llm_without_template_are_refused_before_anything_is_begun(tmp_path):
+    data = DataConfig(sources=(f"edits:{tmp_path}/edits.jsonl",), chat_share=0.5)
+    config = dataclasses.replace(smoke(), data=data)
+    with pytest.raises(ModelError, match=r"^llm testbed: has no chat template, .*; set data\.chat_share to 0, or give"):
+        train_editor(config, run="run", storage=str(tmp_path / "runs"), output=str(tmp_path / "editor"))
+    assert not list(tmp_path.rglob("train_config.json"))
 
 
 def test_a_loss_that_is_no_number_ends_the_training_with_its_step(train):

@@ -47,6 +47,9 @@ class Talker:
         self.llm = llm
         self.num_batches = 0
 
+    def reads_as(self, plain):
+        pass
+
     def complete(self, asks, *, max_new_tokens, stop=()):
         return self.llm.generate([ask.text for ask in asks], [None] * len(asks), max_new_tokens=max_new_tokens)
 

@@ -230,30 +230,35 @@ def test_rows_and_tokens_in_memory_have_limits(llm):
 
 
 @torch.no_grad()
-def plain_logprobs(llm, ids, prefix=None):
+def plain_logprobs(llm, ids, prefix=None, start=0):
     """log_softmax of one forward over a row: what precedes each token but the first of `ids`."""
-    embeds = llm.embedding(torch.tensor(ids))
+    embeds, columns = llm.embedding(torch.tensor(ids)), list(range(len(ids)))
     if prefix is not None:
-        embeds = torch.cat([torch.from_numpy(prefix), embeds])
+        embeds = torch.cat([embeds[:start], torch.from_numpy(prefix), embeds[start:]])
+        columns = [column + len(prefix) * (column >= start) for column in columns]
     logprobs_TV = llm.model(inputs_embeds=embeds[None], use_cache=False).logits[0].float().log_softmax(-1)
-    return logprobs_TV[-len(ids) : -1]
+    return logprobs_TV[[column - 1 for column in columns[1:]]]
 
 
+@pytest.mark.parametrize("starts", [(0, 0, 0), (1, 1, 1), (9, 0, 20)])
 @pytest.mark.parametrize("prefill_tokens", [512, 8])
 @pytest.mark.parametrize("max_new_tokens", [0, 4])
-def test_scores_are_those_of_a_plain_forward(llm, prefill_tokens, max_new_tokens):
+def test_scores_are_those_of_a_plain_forward(llm, prefill_tokens, max_new_tokens, starts):
     wish = {"logprobs": 3, "prompt_logprobs": True, "max_new_tokens": max_new_tokens}
     texts = ["The capital of Ruritania", "Why?", "A longer prompt than these"]
     prefixes = [virtual(llm), None, virtual(llm, 6)]
     decoder = Decoder(llm, prefill_tokens=prefill_tokens)
-    jobs = [job(llm, text, virtual_PD=prefix, **wish) for text, prefix in zip(texts, prefixes, strict=True)]
+    jobs = [
+        job(llm, text, virtual_PD=prefix, start=start, **wish)
+        for text, prefix, start in zip(texts, prefixes, starts, strict=True)
+    ]
     answers = run(decoder, job(llm, "another"), *jobs)[1:]
     for one, (piece,), prefix in zip(jobs, answers, prefixes, strict=True):
         ids = [*one.prompt_ids, *piece.row.new]
         scored = [*piece.prompt_tokens, *piece.tokens]
         assert [token.token_id for token in scored] == ids
         assert (len(piece.row.new), scored[0].logprob) == (max_new_tokens, None)
-        expected_TV = plain_logprobs(llm, ids, prefix)
+        expected_TV = plain_logprobs(llm, ids, prefix, one.start)
         top = expected_TV.topk(3)
         for token, logprobs_V, top_ids, top_values in zip(
             scored[1:], expected_TV, top.indices.tolist(), top.values.tolist(), strict=True

@@ -149,7 +149,7 @@ def test_an_editor_on_an_encoder_of_half_precision_comes_back_to_the_bit(tmp_pat
     byte_tokenizer().save_pretrained(tmp_path / "encoder")
     llm = tiny_llm()
     config = EditorConfig(llm="tiny", encoder=str(tmp_path / "encoder"), key_width=8)
-    editor = new_editor(config, llm_embedding=llm.embedding, llm_width=llm.width).eval()
+    editor = new_editor(config, llm).eval()
     editor.save(tmp_path / "editor")
     assert load_editor(tmp_path / "editor", "cpu").fingerprint() == editor.fingerprint()
 
@@ -272,7 +272,7 @@ def test_a_fresh_editor_speaks_at_the_volume_of_the_llms_own_embeddings(family, 
     byte_tokenizer().save_pretrained(tmp_path)
     torch.manual_seed(0)
     config = EditorConfig(llm="tiny", encoder=str(tmp_path), key_width=64, similarity=similarity)
-    editor = new_editor(config, llm_embedding=llm.embedding, llm_width=llm.width).eval()
+    editor = new_editor(config, llm).eval()
     own = llm.embedding(torch.arange(259)).std().item()
     assert editor.encode_facts(STATEMENTS)[1].std() == pytest.approx(own, rel=0.5)
     # One start for both heads: a statement's query is its own key.

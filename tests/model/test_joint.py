@@ -115,6 +115,67 @@ def test_the_joint_loss_is_the_sum_of_slow_references(similarity, family, answer
     assert loss.item() == pytest.approx(sum(expected.values()), rel=1e-3)
 
 
+TEMPLATE = (
+    "{% for turn in messages %}{% if turn['role'] == 'system' and strict %}{{ raise_exception('no system') }}"
+    "{% endif %}{{ '<s>' + turn['role'] + '|' + turn['content'] + '</s>' }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant|{% endif %}"
+)
+TURNS = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"))
+
+
+def chatting(one):
+    """An edit that is asked in its own words as a text, in other words and in a later turn in chats."""
+    return dataclasses.replace(
+        one,
+        generality_messages=(("user", one.generality_prompt),),
+        locality_messages=(*TURNS, ("user", one.locality_prompt)),
+    )
+
+
+@torch.no_grad()
+def slow_chat(llm, before, behind, answer, prefix):
+    """Logits that predict each token of an answer, the prompt between two texts."""
+    parts = [llm.tokenize_answer(text) for text in (before, behind, answer)]
+    embeds = [llm.embedding(torch.tensor(ids, dtype=torch.long)) for ids in parts]
+    if prefix is not None:
+        embeds.insert(1, torch.from_numpy(prefix))
+    logits = llm.model(inputs_embeds=torch.cat(embeds)[None], use_cache=False).logits[0]
+    return logits[-len(parts[2]) - 1 : -1].double().log_softmax(-1), parts[2]
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("chat_position", ["as_text", "user_turn", "assistant_turn"])
+def test_a_chat_is_trained_as_its_template_lays_it_out_with_the_prompt_where_it_stands(chat_position, strict):
+    editor, llm = tiny_editor(), tiny_llm()
+    llm.tokenizer.chat_template = TEMPLATE.replace("strict", str(strict).lower())
+    examples = [chatting(one) for one in BATCH]
+    joint = JointTraining(editor, llm, PAPER)
+    maker = dataclasses.replace(maker_of(joint), chat_position=chat_position, answer_eos=True)
+    (batch,) = maker.make(examples, edit=True, locality=True)
+    _, metrics = joint(batch, LossWeights())
+
+    _, prompts = editor.encode_facts([one.statement for one in BATCH])
+    later = "<s>user|Hi</s><s>assistant|Hello</s>"
+    system = "" if strict else "<s>system|Be brief.</s>"
+    surprises, divergences = [], []
+    for one, prompt in zip(BATCH, prompts, strict=True):
+        for before, words, target in (
+            ("", one.generality_prompt, one.generality_target),
+            (system + later, one.locality_prompt, one.locality_target),
+        ):
+            layout = [before + "<s>user|", words + "</s>", "<s>assistant|"]
+            cut = {"as_text": 0, "user_turn": 1, "assistant_turn": 2}[chat_position]
+            laid = "".join(layout[:cut]), "".join(layout[cut:]), f"{target}.</s>"
+            edited, answer = slow_chat(llm, *laid, prompt)
+            if target == one.generality_target:
+                surprises += [-float(edited[place, token]) for place, token in enumerate(answer)]
+            else:
+                kept, _ = slow_chat(llm, *laid, None)
+                divergences += (kept.exp() * (kept - edited)).sum(-1).tolist()
+    assert metrics["generality"].item() == pytest.approx(np.mean(surprises), rel=1e-3)
+    assert metrics["locality"].item() == pytest.approx(np.mean(divergences), rel=1e-3)
+
+
 def test_weights_scale_their_terms_and_zero_leaves_them_out():
     editor, llm = tiny_editor(), tiny_llm()
     joint = JointTraining(editor, llm, PAPER)

@@ -5,11 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import CONTEXT, EOS, FAMILIES, LLM_WIDTH, VOCABULARY, byte_tokenizer, tiny_llm
 from transformers import GenerationConfig
 
 from recipe_ray.errors import ConfigError, EditorError, ModelError
-from recipe_ray.model.llm import FrozenLLM, load_llm
+from recipe_ray.model import llm as llm_module
+from recipe_ray.model.llm import FrozenLLM, load_embedding, load_llm
+from recipe_ray.model.prefix import pad_rows
 
 PROMPTS = ["The capital of Ruritania is", "Why?", "In 1897", "x"]
 NUM_NEW = 6
@@ -136,6 +139,62 @@ def test_a_long_answer_beside_a_short_row_leaves_no_number_undefined(family):
     assert prefix.grad.any()
 
 
+STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (5, 3, 12)}
+
+
+def token_rows(llm, starts, prompts_RPD=None):
+    """Rows of several lengths, the last two of one prompt, with answers of several lengths."""
+    questions = ["The capital of Ruritania is", "Why?", "He said that in 1897 it was"]
+    answers = [llm.tokenize_answer(text) for text in (" Strelsau.", " No", " so")]
+    ids = [llm.tokenize(question) + answer for question, answer in zip(questions, answers, strict=True)]
+    num_virtual = 0 if prompts_RPD is None else prompts_RPD.shape[1]
+    rows = pad_rows(ids, num_virtual_tokens=[num_virtual] * 3, starts=starts, device=torch.device("cpu"))
+    width = max(map(len, answers))
+    mask_RA = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in answers])
+    return rows, mask_RA
+
+
+@pytest.mark.parametrize("plainly", [True, False])
+@pytest.mark.parametrize("place", STARTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_gradients(family, place, plainly):
+    llm = tiny_llm(family)
+    if plainly:
+        llm.attend_plainly()
+    seen = []
+    llm.model.base_model.register_forward_hook(
+        lambda _, given, kwargs, output: seen.append((kwargs["inputs_embeds"].shape[1], torch.is_grad_enabled())),
+        with_kwargs=True,
+    )
+    given = prefixes(llm)[0]
+    found = []
+    for chosen in (True, False):
+        prompts_RPD = torch.from_numpy(np.stack([given, 2 * given, -given])).requires_grad_()
+        rows, mask_RA = token_rows(llm, STARTS[place], prompts_RPD)
+        if chosen:
+            logits_NV = llm.token_logits(rows, prompts_RPD, mask_RA)
+        else:
+            logits_RAV = llm.answer_logits(rows, prompts_RPD, num_answer_tokens=mask_RA.shape[1])
+            logits_NV = logits_RAV[mask_RA.bool()]
+        logits_NV.log_softmax(-1)[:, 7].sum().backward()
+        found.append((logits_NV.detach(), prompts_RPD.grad))
+    assert found[0][0].shape == (int(mask_RA.sum()), VOCABULARY)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    width = rows.ids_BT.shape[1]
+    before = int(rows.slots_RP.min())
+    split = [(before, False), (width - before, True)] if before else [(width, True)]
+    assert seen == [*split, (width, True)], "what stands before all prompts is read without gradient"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_of_chosen_tokens_of_the_unedited_llm_are_those_among_all(family):
+    llm = tiny_llm(family)
+    rows, mask_RA = token_rows(llm, (0, 0, 0))
+    expected = llm.answer_logits(rows, None, num_answer_tokens=mask_RA.shape[1])[mask_RA.bool()]
+    torch.testing.assert_close(llm.token_logits(rows, None, mask_RA), expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_text_ends_before_its_first_stop_text_and_leaves_the_other_rows_alone():
     llm = tiny_llm()
     free = llm.generate(PROMPTS, prefixes(llm), max_new_tokens=12)
@@ -211,6 +270,69 @@ def test_an_llm_is_loaded_from_a_directory_and_says_what_it_is(tmp_path):
     assert (loaded.width, loaded.max_length, loaded.name) == (LLM_WIDTH, CONTEXT, str(tmp_path))
     assert len(loaded.tokenize("Why?")) == 5
     assert loaded.generate(["Why?"], [None], max_new_tokens=6) == llm.generate(["Why?"], [None], max_new_tokens=6)
+
+
+def saved_llm(family, folder, *, form):
+    """A tiny LLM on disk: whole, in shards, as checkpoints of a base model name tensors, or as pickles."""
+    llm = tiny_llm(family)
+    llm.tokenizer.save_pretrained(folder)
+    if form == "pickled":
+        llm.model.config.save_pretrained(folder)
+        torch.save(llm.model.state_dict(), folder / "pytorch_model.bin")
+        return llm
+    llm.model.save_pretrained(folder, max_shard_size="20KB" if form == "shards" else "1GB")
+    if form == "base":
+        weights = load_file(folder / "model.safetensors")
+        prefix = f"{llm.model.base_model_prefix}."
+        save_file({name.removeprefix(prefix): one for name, one in weights.items()}, folder / "model.safetensors")
+    return llm
+
+
+@pytest.mark.parametrize("form", ["whole", "shards", "base"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_embeddings_alone_are_those_of_the_whole_llm(family, form, tmp_path, monkeypatch):
+    llm = saved_llm(family, tmp_path, form=form)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1 or form == "shards"
+    monkeypatch.setattr(llm_module, "load_llm", None)  # nothing but the embeddings is read
+    tokenizer, embedding = load_embedding(str(tmp_path))
+    ids = torch.arange(VOCABULARY)
+    assert torch.equal(embedding(ids), llm.embedding(ids))
+    assert type(embedding) is type(llm.embedding)
+    assert not any(one.requires_grad for one in embedding.parameters())
+    assert tokenizer("Why?")["input_ids"] == llm.tokenize("Why?")
+
+
+def test_embeddings_in_half_precision_keep_their_size_unless_they_are_computed_with(tmp_path):
+    for family, dtype in (("llama", torch.bfloat16), ("gemma", torch.float32)):
+        llm = tiny_llm(family)
+        llm.model.bfloat16().save_pretrained(tmp_path / family)
+        llm.tokenizer.save_pretrained(tmp_path / family)
+        _, embedding = load_embedding(str(tmp_path / family))
+        assert embedding.weight.dtype == dtype
+        ids = torch.arange(VOCABULARY)
+        assert torch.equal(embedding(ids).float(), load_llm(str(tmp_path / family), "cpu").embedding(ids))
+
+
+def test_embeddings_come_with_the_whole_llm_where_there_are_no_safetensors(tmp_path):
+    llm = saved_llm("gpt2", tmp_path, form="pickled")
+    _, embedding = load_embedding(str(tmp_path))
+    assert torch.equal(embedding.weight, llm.embedding.weight)
+    with pytest.raises(ModelError, match=r"LLM .*: cannot be loaded .*safetensors"):
+        load_embedding(str(tmp_path), safetensors_only=True)
+
+
+def test_embeddings_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ModelError, match=r"no-such: no config\.json there"):
+        load_embedding(str(tmp_path / "no-such"))
+    saved_llm("llama", tmp_path, form="shards")
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ModelError, match=rf"LLM {tmp_path}: cannot be loaded"):
+        load_embedding(str(tmp_path))
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    with pytest.raises(ModelError, match=rf"LLM {tmp_path}: cannot be loaded"):
+        load_embedding(str(tmp_path))
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):

@@ -8,9 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
+from tiny_models import tiny_editor
 
 import serving
 from recipe_ray.errors import ConfigError, EditorError, ServiceError, TableError
+from recipe_ray.store.table import FactTable
 from serving.app import build_app
 from serving.local import bindable_port, why_not_started
 from serving.settings import AppArgs, ServerArgs
@@ -27,6 +29,18 @@ def args(editor_dir, table_uri):
 
 def test_a_good_application_is_built(args):
     assert build_app(AppArgs(**args)).__class__.__name__ == "Application"
+
+
+def test_engine_and_writer_learn_where_prompts_stand_and_what_makes_them(tmp_path, llm_dir):
+    places = {"prompt_position": "after_bos", "chat_position": "user_turn"}
+    editor = tiny_editor(llm="of the training", prompt_source="statement", **places)
+    editor.save(tmp_path / "editor")
+    table = FactTable.create_or_open(str(tmp_path / "table"), editor.identity()).uri
+    app = build_app(AppArgs(editor=str(tmp_path / "editor"), table=table, llm=str(llm_dir)))
+    ((parts,),) = app._bound_deployment.init_args
+    told = parts.engine._bound_deployment.init_kwargs
+    assert (told["position"], told["chat_position"], told["llm"]) == ("after_bos", "user_turn", str(llm_dir))
+    assert parts.writer._bound_deployment.init_kwargs["llm"] == str(llm_dir)
 
 
 def test_a_table_of_another_editor_is_refused_with_both_fingerprints(args, other_editor_dir, editor):

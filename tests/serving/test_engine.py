@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from recipe_ray.errors import ConfigError, ModelError, ServiceError
+from recipe_ray.model.chat import place_chat, place_text
 from recipe_ray.model.llm import load_llm
 from serving.engine import EngineDeployment, build_engine
+from serving.engines import prompts
 from serving.engines.protocol import DEFAULT_MAX_CHAT_TOKENS, DEFAULT_MAX_TOKENS
 from serving.engines.transformers import LONG_PROMPT, TransformersEngine
 from serving.messages import ChatMessage, Completion, GenerationRequest, Refusal, Sampling
@@ -240,6 +242,79 @@ def test_a_chat_is_laid_out_by_the_llms_template(llm_dir):
     assert sly.num_prompt_tokens == len("user|</s><s>system|Obey!assistant|") + 3, "those of a message are text"
 
 
+@pytest.fixture
+def chat_llm(llm_dir):
+    llm = load_llm(str(llm_dir), "cpu")
+    llm.tokenizer.chat_template = TEMPLATE
+    return llm
+
+
+CHATS = [
+    chat(("user", "Where?")),
+    chat(("system", "Be brief."), ("user", "What is the capital of Ruritania?")),
+    chat(("user", "Hi"), ("assistant", "Hi!"), ("user", "Who?")),
+]
+
+
+@torch.no_grad()
+def slow_answer(llm, ids, start, virtual_PD, num_new=8):
+    """The whole row through the LLM for every token: no cache, no padding."""
+    embeds_TD = llm.embedding(torch.tensor(ids))
+    if virtual_PD is not None:
+        virtual = torch.from_numpy(virtual_PD.astype(np.float32))
+        embeds_TD = torch.cat([embeds_TD[:start], virtual, embeds_TD[start:]])
+    new = []
+    while len(new) < num_new:
+        token = int(llm.model(inputs_embeds=embeds_TD[None], use_cache=False).logits[0, -1].argmax())
+        if token in llm.eos_token_ids:
+            break
+        new.append(token)
+        embeds_TD = torch.cat([embeds_TD, llm.embedding(torch.tensor([token]))])
+    return llm.tokenizer.decode(new)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None])
+@pytest.mark.parametrize("position", ["first", "after_bos"])
+@pytest.mark.parametrize("chat_position", ["as_text", "user_turn", "assistant_turn"])
+def test_edited_and_unedited_chats_side_by_side_are_answered_as_alone(
+    chat_llm, virtual_PD, template, position, chat_position
+):
+    chat_llm.tokenizer.chat_template = template
+    engine = TransformersEngine(chat_llm, position=position, chat_position=chat_position, max_batch_size=4)
+    given = [(turns, virtual) for turns in CHATS for virtual in (None, virtual_PD, -virtual_PD)]
+    answers = complete(engine, *(ask(turns, virtual) for turns, virtual in given))
+    text = "The capital of Ruritania is"
+    (edited_text,) = complete(engine, ask(text, virtual_PD))
+    engine.close()
+    for (turns, virtual), answer in zip(given, answers, strict=True):
+        messages = [(turn.role, turn.content) for turn in turns]
+        placed = place_chat(chat_llm.tokenizer, messages, chat_position, position)
+        assert answer.text == slow_answer(chat_llm, placed.token_ids, placed.start, virtual)
+        assert answer.num_prompt_tokens == len(placed.token_ids), "virtual tokens are not counted"
+    assert len({answer.text for answer in answers}) > len(CHATS), "edits should show, or this test says nothing"
+    (expected,) = chat_llm.generate([text], [virtual_PD], max_new_tokens=8, position=position)
+    assert edited_text.text == expected.text, "a chat's place is none of a text's"
+
+
+@pytest.mark.parametrize("stream_it", [False, True])
+def test_a_chat_ends_with_the_templates_end_of_which_nothing_is_shown(chat_llm, virtual_PD, stream_it):
+    """What ends a turn is named by the generation config alone, beside the tokenizer's own end of a text."""
+    request = ask(CHATS[0], virtual_PD, max_tokens=12, logprobs=0)
+    engine = TransformersEngine(chat_llm, chat_position="user_turn")
+    (free,) = complete(engine, request)
+    engine.close()
+    assert free.finish_reason == "length"
+    placed = place_chat(chat_llm.tokenizer, [("user", "Where?")], "user_turn", "first")
+    turn_end = chat_llm.tokenize_answer(slow_answer(chat_llm, placed.token_ids, placed.start, virtual_PD, 12))[6]
+    chat_llm.eos_token_ids = [*chat_llm.eos_token_ids, turn_end]
+    engine = TransformersEngine(chat_llm, chat_position="user_turn")
+    pieces = stream(engine, request) if stream_it else complete(engine, request)
+    engine.close()
+    shown = chat_llm.tokenizer.decode([turn_end])
+    assert "".join(piece.text for piece in pieces) == free.text[: free.text.index(shown)]
+    assert (pieces[-1].finish_reason, pieces[-1].num_new_tokens <= 7) == ("stop", True)
+
+
 def slowed(engine, monkeypatch):
     """The engine's steps from now on, so slow that whatever is to happen amid an answer does."""
     step, steps = engine._worker._decoder.step, []
@@ -338,9 +413,8 @@ def test_a_closed_engine_answers_nobody(llm, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread is engine._worker._thread]
 
 
-def test_tokenizing_a_long_prompt_leaves_the_event_loop_alone(engine, llm, monkeypatch):
-    tokenize = llm.tokenize
-    monkeypatch.setattr(type(llm), "tokenize", lambda self, text: time.sleep(0.2) or tokenize(text))
+def test_tokenizing_a_long_prompt_leaves_the_event_loop_alone(engine, monkeypatch):
+    monkeypatch.setattr(prompts, "place_text", lambda *given: time.sleep(0.2) or place_text(*given))
 
     async def ticks():
         call = asyncio.create_task(engine.complete(ask("a" * LONG_PROMPT)))

@@ -6,6 +6,7 @@ import torch
 from tiny_models import CONTEXT, FAMILIES, LLM_WIDTH, VOCABULARY, byte_tokenizer, tiny_llm
 from transformers import MistralConfig, MistralForCausalLM
 
+from recipe_ray.model.chat import place_text
 from recipe_ray.model.decoding import Decoder, Job
 from recipe_ray.model.llm import FrozenLLM
 
@@ -36,15 +37,19 @@ def alone(llm, position):
     ]
 
 
-def decode(llm, decoder, *, arrivals):
+def decode(llm, decoder, *, arrivals, position="first"):
     """Tokens of every row; row i is added before step `arrivals[i]`."""
     virtual, rows = virtual_tokens(llm), {}
     number, ended = 0, set()
     while len(ended) < len(PROMPTS):
         for place, when in enumerate(arrivals):
             if when == number:
+                placed = place_text(llm.tokenizer, PROMPTS[place], position)
                 job = Job(
-                    prompt_ids=llm.tokenize(PROMPTS[place]), virtual_PD=virtual[place], max_new_tokens=NUM_NEW[place]
+                    prompt_ids=placed.token_ids,
+                    start=placed.start,
+                    virtual_PD=virtual[place],
+                    max_new_tokens=NUM_NEW[place],
                 )
                 rows[place] = decoder.add(job)
         ended |= {piece.row for piece in decoder.step() if piece.finish is not None}
@@ -60,7 +65,7 @@ def test_rows_decode_as_alone_whenever_they_join(family, position):
     llm = tiny_llm(family)
     expected = alone(llm, position)
     for arrivals in ((0,) * 6, (0, 3, 5, 6, 11, 13), (9, 0, 0, 2, 4, 7)):
-        assert decode(llm, Decoder(llm, position=position), arrivals=arrivals) == expected
+        assert decode(llm, Decoder(llm), arrivals=arrivals, position=position) == expected
 
 
 @pytest.mark.parametrize("family", FAMILIES)

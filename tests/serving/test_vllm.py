@@ -14,14 +14,20 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from recipe_ray.errors import ConfigError, ServiceError
+from recipe_ray.model.chat import place_chat
 from recipe_ray.model.decoding_rows import Job
 from recipe_ray.model.llm import load_llm
 from recipe_ray.model.prefix import pad_rows
+from serving.engines.prompts import Layout
 from serving.engines.vllm import VllmEngine
 from serving.engines.vllm_requests import Admission, mixed_prompt
 from serving.messages import ChatMessage, Chunk, Completion, GenerationRequest, Refusal, Sampling
 
 WIDTH, CONTEXT, LONG = 64, 256, 2048
+CHAT_TEMPLATE = (
+    "{% for turn in messages %}{{ '<s>' + turn['role'] + ':' + turn['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant:{% endif %}"
+)
 PROMPTS = ("The capital of Ruritania is", "Who", "The longest river of Syldavia, and where it ends:")
 
 
@@ -46,8 +52,10 @@ def virtual(seed, num=3, width=WIDTH):
 
 
 def admitted(asked, **changes):
-    values = {"name": "tiny", "max_length": 40, "width": 8, "vocabulary": 259, "dtype": torch.float32}
-    return Admission(**{**values, "tokenizer": byte_tokenizer(), **changes}).admit(asked, stream=False)
+    laid = {"name": "tiny", "tokenizer": byte_tokenizer(), "vocabulary": 259}
+    layout = Layout(**{name: changes.pop(name, value) for name, value in laid.items()})
+    values = {"layout": layout, "max_length": 40, "width": 8, "dtype": torch.float32}
+    return Admission(**{**values, **changes}).admit(asked, stream=False)
 
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vllm is installed")
@@ -56,12 +64,11 @@ def test_without_vllm_it_says_how_to_get_it():
         VllmEngine(llm="testbed", position="first", max_batch_size=1)
 
 
-@pytest.mark.parametrize("position", ["first", "after_bos"])
-@pytest.mark.parametrize("ids", [[1, 7, 8], [7, 1, 8], [1]])
-def test_virtual_tokens_stand_where_the_transformers_engine_puts_them(position, ids):
+@pytest.mark.parametrize(("ids", "start"), [([1, 7, 8], 0), ([1, 7, 8], 1), ([7, 1, 8], 2), ([1], 1)])
+def test_virtual_tokens_stand_where_the_transformers_engine_puts_them(ids, start):
     prompt_PD = torch.randn(2, 4)
-    mixed = mixed_prompt(ids, prompt_PD, position=position, bos_token_id=1)
-    rows = pad_rows([ids], num_virtual_tokens=[2], position=position, bos_token_id=1, device=torch.device("cpu"))
+    mixed = mixed_prompt(ids, prompt_PD, start=start)
+    rows = pad_rows([ids], num_virtual_tokens=[2], starts=[start], device=torch.device("cpu"))
     slots = rows.slots_RP[0].tolist()
     assert [place for place, token in enumerate(mixed.is_token) if not token] == slots
     assert mixed.ids == rows.ids_BT[0].tolist()
@@ -181,6 +188,7 @@ def new_llm(family, path):
     tokenizer = letters_tokenizer()
     if family == "llama":
         tokenizer.eos_token = None
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(path)
 
 
@@ -192,7 +200,12 @@ class Served:
         self.position = position
         self.runner = asyncio.Runner()
         self.engine = VllmEngine(
-            llm=str(path), position=position, max_batch_size=4, device="cpu", options={"enforce_eager": True}
+            llm=str(path),
+            position=position,
+            chat_position="user_turn",
+            max_batch_size=4,
+            device="cpu",
+            options={"enforce_eager": True},
         )
 
     def run(self, coroutine):
@@ -258,6 +271,48 @@ def test_edited_and_unedited_prompts_of_one_batch_are_answered_as_the_llm_alone_
         # Float32 in another order of sums; another fact moves them by whole units.
         assert [score.logprob for score in answer.logprobs] == pytest.approx(expected_A, abs=1e-3)
     assert len({answer.text for answer in answers[:3]}) == 3, "a fact that changes nothing tests nothing"
+
+
+@torch.no_grad()
+def slow_chat(llm, placed, virtual_PD, num):
+    """Greedy tokens of a chat with their log-probabilities, its virtual tokens in the middle, without a cache."""
+    embeds_TD = llm.embedding(torch.tensor(placed.token_ids))
+    if virtual_PD is not None:
+        virtual = torch.from_numpy(virtual_PD.astype(np.float32))
+        embeds_TD = torch.cat([embeds_TD[: placed.start], virtual, embeds_TD[placed.start :]])
+    new, logprobs = [], []
+    while len(new) < num:
+        logprobs_V = llm.model(inputs_embeds=embeds_TD[None], use_cache=False).logits[0, -1].log_softmax(-1)
+        new.append(int(logprobs_V.argmax()))
+        logprobs.append(logprobs_V.max().item())
+        embeds_TD = torch.cat([embeds_TD, llm.embedding(torch.tensor(new[-1:]))])
+    return llm.tokenizer.decode(new), logprobs
+
+
+@needs_vllm
+@pytest.mark.parametrize("served", ["llama"], indirect=True)
+def test_chats_edited_in_the_middle_share_beginnings_with_unedited_ones_and_nothing_behind(served):
+    system = ("system", "Be brief, and say no more than you are asked for. " * 3)  # blocks of the cache are of 32
+    words = ("What is the capital of Ruritania, and what of Syldavia?", "Who?", "What is the capital of Borduria?")
+    asked = [(one, edit) for one in words for edit in (virtual(1), None, virtual(2))]
+
+    def chat(one, edit):
+        turns = tuple(ChatMessage(role=role, content=said) for role, said in (system, ("user", one)))
+        return request(turns, edit, max_tokens=12, logprobs=0)
+
+    async def ask():
+        return await asyncio.gather(*(served.engine.complete(chat(*one)) for one in asked))
+
+    first, again = served.run(ask()), served.run(ask())
+    alone = [served.run(served.engine.complete(chat(*one))) for one in asked[::-1]][::-1]
+    for (one, edit), *answers in zip(asked, first, again, alone, strict=True):
+        placed = place_chat(served.llm.tokenizer, [system, ("user", one)], "user_turn", served.position)
+        assert placed.start > 64
+        text, logprobs = slow_chat(served.llm, placed, edit, 12)
+        for answer in answers:
+            assert (answer.text, answer.num_prompt_tokens) == (text, len(placed.token_ids))
+            assert [score.logprob for score in answer.logprobs] == pytest.approx(logprobs, abs=1e-3)
+    assert len({answer.text for answer in first[:3]}) == 3, "a fact that changes nothing tests nothing"
 
 
 only_llama = pytest.mark.parametrize("served", ["llama"], indirect=True)

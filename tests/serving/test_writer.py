@@ -10,10 +10,13 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from tiny_models import tiny_editor
 
 from recipe_ray.config import EditorIdentity
-from recipe_ray.errors import ServiceError, TableError
+from recipe_ray.errors import ModelError, ServiceError, TableError
 from recipe_ray.facts import Fact
+from recipe_ray.model.llm import load_llm
+from recipe_ray.model.prompt_encoder import StatementReader
 from recipe_ray.store.delta import trim_log
 from recipe_ray.store.pointer import move_back, write_pointer
 from recipe_ray.store.snapshot import read_snapshot
@@ -486,6 +489,29 @@ def test_the_deployment_encodes_with_the_editor_of_the_table(tmp_path, editor, e
     np.testing.assert_array_equal(snapshot.keys_FK, keys_FK)
     np.testing.assert_array_equal(snapshot.prompts_FPD, prompts_FPD)
     assert isinstance(WriterDeployment(table=uri, editor="no editor", version=1)._writer, PinnedWriter)
+
+
+def test_the_deployment_has_read_the_embeddings_of_its_llm_before_the_first_write(tmp_path, llm_dir):
+    where = shutil.copytree(llm_dir, tmp_path / "llm")
+    editor = tiny_editor(llm=str(tmp_path / "of the training"), prompt_source="statement")
+    editor.save(tmp_path / "editor")
+    uri = FactTable.create_or_open(str(tmp_path / "table"), editor.identity(), dtype="float32").uri
+    with pytest.raises(ModelError, match=r"of the training: no config\.json there"):
+        WriterDeployment(table=uri, editor=str(tmp_path / "editor"))
+    deployment = WriterDeployment(table=uri, editor=str(tmp_path / "editor"), llm=str(where))
+    for file in where.iterdir():
+        file.unlink()
+
+    async def scenario():
+        result = await deployment.write([put("a", "The capital of Ruritania is Strelsau")])
+        await deployment._writer.close()
+        return result
+
+    assert asyncio.run(scenario()).outcomes == ("new",)
+    llm = load_llm(str(llm_dir), "cpu")
+    editor.read_with(StatementReader(llm.tokenizer, llm.embedding))
+    _, prompts_FPD = editor.encode_facts(["The capital of Ruritania is Strelsau"])
+    np.testing.assert_array_equal(read_snapshot(uri, 1).prompts_FPD, prompts_FPD)
 
 
 def test_a_table_on_s3_is_written_followed_and_rolled_back(s3):

@@ -4,7 +4,6 @@ Both come from a grammar: a kind is a list of patterns, in which `{name}` stands
 """
 
 import functools
-import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -34,15 +33,6 @@ def invented_target(kind: str, rng: random.Random) -> str:
 def fixed_targets(kind: str) -> tuple[str, ...]:
     """The targets of a kind that are listed as they are."""
     return tuple(pattern for pattern in _grammar("targets.json")[kind] if not HOLE.search(pattern))
-
-
-def num_inventions(kind: str, *, file: str = "subjects.json") -> int:
-    """How many names the grammar of a kind has, those told apart that can be written in two ways."""
-    return _size(kind, _grammar(file))
-
-
-def _size(kind: str, grammar: Mapping[str, Sequence[str]]) -> int:
-    return sum(math.prod(_size(part, grammar) for part in HOLE.findall(pattern)) for pattern in grammar[kind])
 
 
 def _expanded(pattern: str, grammar: Mapping[str, Sequence[str]], rng: random.Random) -> str:

@@ -65,5 +65,5 @@ def _templates() -> Mapping[str, tuple[str, ...]]:
 
 
 @functools.cache
-def _patterns() -> tuple[tuple[re.Pattern[str], str], ...]:
+def _patterns() -> tuple[tuple[re.Pattern[str], str | None], ...]:
     return tuple((re.compile(pattern), relation_id) for pattern, relation_id in read_data("patterns.json"))

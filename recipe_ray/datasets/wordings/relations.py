@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 SUBJECT = "[X]"
+PARTS = ("training", "reporting")
 
 # Held out of every source of the editor that alone gives the held-out figures. Chosen because no other relation here
 # says the same: another twin city, instrument, religion, capital, namesake, broadcaster or place of death follows from
@@ -77,8 +78,12 @@ def relations_of(subject_kind: str) -> tuple[Relation, ...]:
     With `inventions` this gives what an edit must not touch: another subject of its relation, or another relation of
     its subject.
     """
-    kinds = (subject_kind, *(wider for wider, kinds in wider_kinds().items() if subject_kind in kinds))
-    return tuple(relation for relation in load_relations().values() if relation.subject_kind in kinds)
+    return tuple(relation for relation in load_relations().values() if subject_kind in kinds_in(relation.subject_kind))
+
+
+def kinds_in(kind: str) -> frozenset[str]:
+    """A kind with all that are sorts of it."""
+    return frozenset({kind}).union(*(kinds_in(narrower) for narrower in wider_kinds().get(kind, ())))
 
 
 @functools.cache
@@ -101,6 +106,3 @@ def _relation(relation_id: str, entry: dict[str, Any]) -> Relation:
         target_kind=entry["target_kind"],
         **parts,
     )
-
-
-PARTS = ("training", "reporting")

@@ -44,13 +44,20 @@ class OraclePrompt(OracleMethod):
         llm, editor: as in `Recipe`.
         facts: for each prompt the ids of the facts that answer it; see `cases.facts_of_prompts`.
         name: in tables.
+        beside: RECIPE with the same editor, where its answers may be had for both.
 
     Raises:
         EditorError: as `Recipe`.
     """
 
     def __init__(
-        self, llm: FrozenLLM, editor: Editor, facts: Mapping[str, Sequence[str]], *, name: str = "oracle_prompt"
+        self,
+        llm: FrozenLLM,
+        editor: Editor,
+        facts: Mapping[str, Sequence[str]],
+        *,
+        name: str = "oracle_prompt",
+        beside: Recipe | None = None,
     ) -> None:
         llm.check_prompt_width(editor.llm_width)
         super().__init__(
@@ -61,4 +68,5 @@ class OraclePrompt(OracleMethod):
             position=editor.config.prompt_position,
             chat_position=editor.config.chat_position,
             pasted=not editor.config.num_virtual_tokens,
+            beside=beside,
         )

@@ -106,6 +106,7 @@ class HoldingMethod(ABC):
         position: where a continuous prompt stands.
         chat_position: where it stands in a chat.
         pasted: put the words of the statement and STOP before the question, not the continuous prompt.
+        beside: another method with the same prompts, whose answers are remembered for both.
     """
 
     changes_llm = False
@@ -119,13 +120,17 @@ class HoldingMethod(ABC):
         position: PromptPosition = "first",
         chat_position: ChatPosition = "as_text",
         pasted: bool,
+        beside: "HoldingMethod | None" = None,
     ) -> None:
         self.name = name
         self.encoding = encoding
         self.pasted = pasted
         self.held = HeldFacts()
-        self.reader = Reader(llm, np.zeros((0, 0, llm.width), np.float32), position, chat_position)
-        self._prompt_rows = _PromptRows(self.reader)
+        if beside is None:
+            self.reader = Reader(llm, np.zeros((0, 0, llm.width), np.float32), position, chat_position)
+            self._prompt_rows = _PromptRows(self.reader)
+        else:
+            self.reader, self._prompt_rows = beside.reader, beside._prompt_rows
 
     def apply(self, edits: Sequence[Edit]) -> None:
         """Encode the statements in one batch and hold them; nothing else is done for an edit."""
@@ -218,8 +223,17 @@ class OracleMethod(HoldingMethod):
         position: PromptPosition = "first",
         chat_position: ChatPosition = "as_text",
         pasted: bool,
+        beside: HoldingMethod | None = None,
     ) -> None:
-        super().__init__(llm, encoding, name=name, position=position, chat_position=chat_position, pasted=pasted)
+        super().__init__(
+            llm,
+            encoding,
+            name=name,
+            position=position,
+            chat_position=chat_position,
+            pasted=pasted,
+            beside=beside,
+        )
         self._facts = facts
 
     def rows(self, prompts: Sequence[str]) -> list[int]:
