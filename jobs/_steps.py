@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TextIO
 
@@ -27,20 +27,20 @@ def said_into(path: Path) -> Iterator[TextIO]:
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    kept_stderr = os.dup(2)
-    with open(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace") as shown:  # noqa: PTH123 -- a descriptor
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.close(log)
+    with (
+        open(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace") as shown,  # noqa: PTH123 -- a descriptor
+        open(os.dup(2), "w") as kept_stderr,  # noqa: PTH123
+        path.open("a", buffering=1) as log,
+    ):
+        os.dup2(log.fileno(), 1)  # of what is written in C, and by processes
+        os.dup2(log.fileno(), 2)
         try:
-            yield shown
+            with redirect_stdout(log), redirect_stderr(log):
+                yield shown
         finally:
-            for stream in (sys.stdout, sys.stderr, shown):
-                stream.flush()
+            shown.flush()
             os.dup2(shown.fileno(), 1)
-            os.dup2(kept_stderr, 2)
-            os.close(kept_stderr)
+            os.dup2(kept_stderr.fileno(), 2)
 
 
 class Steps:

@@ -363,8 +363,8 @@ def _answer(client: httpx.Client, form: str, words: str) -> tuple[str, str, str]
         )
         texts = [choice["text"].strip() for choice in (before, after)]
     fact = after["recipe"]["fact"]
-    before, after = (textwrap.shorten(text, SHOWN_CHARS, placeholder=" …") for text in texts)
-    return before, after, fact["statement"] if fact else "-"
+    said = [textwrap.shorten(text, SHOWN_CHARS, placeholder=" …") for text in texts]
+    return said[0], said[1], fact["statement"] if fact else "-"
 
 
 def _measure_speed(client: httpx.Client, cases: Sequence[EvalCase], step: Step) -> dict[str, float]:
