@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from recipe_ray.datasets.asking import is_held_out, with_relation
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import read_source
 from recipe_ray.datasets.wordings.relations import HELD_OUT
-from recipe_ray.eval.cases import EvalCase, Sort, cases_in_groups, in_groups, sorts_of
+from recipe_ray.eval.cases import EvalCase, Sort, in_groups, record_cases, sorts_of
 from recipe_ray.eval.chats import facts_of_questions
 from recipe_ray.eval.evaluation import evaluate_counts
 from recipe_ray.eval.methods.base import Method
@@ -49,7 +49,9 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="FORM:PATH, or testbed for its world's facts")
     parser.add_argument("--editors", nargs="*", default=[], help="NAME=DIRECTORY")
     parser.add_argument("--num-edits", nargs="+", type=int, default=[1, 10, 100, 1000])
-    parser.add_argument("--max-cases", type=int, default=1000)
+    parser.add_argument(
+        "--max-cases", type=int, default=1000, help="edits asked about; others are in force beside them"
+    )
     parser.add_argument("--only-editors", action="store_true", help="leave out the unedited LLM and pasted statements")
     parser.add_argument("--chat", action="store_true", help="ask in chats too")
     parser.add_argument("--answers", type=Path, help="file for every answer in a chat, a JSON object a line")
@@ -67,7 +69,8 @@ def main() -> None:
         parser.error("--answers are those of chats; give --chat too")
     if args.data == TESTBED and args.relations != "all":
         parser.error("--relations are those of data sets; leave it out with the testbed's facts")
-    cases, counts, data = _cases(args.data, args.relations, args.max_cases, args.num_edits)
+    edits, data = _edits(args.data, args.relations, max(args.max_cases, *args.num_edits))
+    cases, counts = _in_force(edits, args.max_cases, args.num_edits)
     llm = load_llm(args.llm, args.device)
     if args.chat and not llm.tokenizer.chat_template:
         parser.error(f"LLM {args.llm} has no chat template; leave --chat out")
@@ -75,15 +78,27 @@ def main() -> None:
         args.answers.write_text("")
     unedited = plain_reader(llm)
 
-    def measured(method: Method, counts: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def measured(method: Method, counts: Mapping[int, Sequence[EvalCase]]) -> tuple[dict[str, Any], dict[str, Any]]:
         told = functools.partial(_append, args.answers, method.name) if args.answers else None
-        return evaluate_counts(method, cases, counts, data=args.data, unedited=unedited, chat=args.chat, told=told)
+        answers, lookups = {}, {}
+        for num_edits, bystanders in counts.items():
+            of_count = evaluate_counts(
+                *(method, cases, [num_edits]),
+                data=args.data,
+                unedited=unedited,
+                chat=args.chat,
+                told=told,
+                bystanders=bystanders,
+            )
+            answers |= of_count[0]
+            lookups |= of_count[1]
+        return answers, lookups
 
     found: dict[str, Any] = {}
     retrieval: dict[str, Any] = {}
     pasted = Oracle(llm, facts_of_questions(cases, neighbours=True), name="in_context")
     for method in () if args.only_editors else (Unedited(llm), pasted):
-        answers, _ = measured(method, [1])
+        answers, _ = measured(method, {1: ()})
         found[method.name] = {"any": answers["1"]}
     editors: dict[str, Any] = {}
     for named in args.editors:
@@ -92,7 +107,7 @@ def main() -> None:
         recipe = Recipe(llm, model, name=name)
         found[name], retrieval[name] = measured(recipe, counts)
         handed = OraclePrompt(llm, model, facts_of_questions(cases), name=f"{name}, right fact", beside=recipe)
-        answers, _ = measured(handed, [1])
+        answers, _ = measured(handed, {1: ()})
         found[handed.name] = {"any": answers["1"]}
         editors[name] = {"fingerprint": model.fingerprint(), **model.config.to_dict()}
     _show(found, sorts_of(cases), chat=args.chat)
@@ -111,16 +126,26 @@ def main() -> None:
     print(line)
 
 
-def _cases(
-    data: str, relations: str, max_cases: int, num_edits: Sequence[int]
-) -> tuple[tuple[EvalCase, ...], list[int], dict[str, str]]:
-    """Cases, the numbers of edits at once that divide them, and what they were read from."""
+def _edits(data: str, relations: str, num_edits: int) -> tuple[tuple[EvalCase, ...], dict[str, str]]:
+    """At most so many edits, and what they were read from."""
     if data == TESTBED:
-        return *in_groups(testbed_cases()[:max_cases], num_edits), {"name": TESTBED}
+        return testbed_cases()[:num_edits], {"name": TESTBED}
     source = read_source(data)
     (cleaned,) = clean([source.records], num_empty=source.num_empty).records
     records = [record for record in map(with_relation, cleaned) if _chosen(record, relations)]
-    return *cases_in_groups(records, max_cases, num_edits, name=data), {"name": source.name, "sha256": source.sha256}
+    return record_cases(records, num_edits, name=data), {"name": source.name, "sha256": source.sha256}
+
+
+def _in_force(
+    edits: tuple[EvalCase, ...], max_cases: int, num_edits: Sequence[int]
+) -> tuple[tuple[EvalCase, ...], dict[int, tuple[EvalCase, ...]]]:
+    """The edits that are asked about, and by number of edits at once those in force beside them."""
+    cases, counts = in_groups(edits[:max_cases], [num for num in num_edits if num <= max_cases])
+    beside: dict[int, tuple[EvalCase, ...]] = dict.fromkeys(counts, ())
+    for num in sorted(num_edits):
+        if max_cases < num:
+            beside[min(num, len(edits))] = edits[len(cases) : num]
+    return cases, beside
 
 
 def _append(path: Path, editor: str, num_edits: int, answers: Sequence[ChatAnswer]) -> None:

@@ -37,6 +37,8 @@ def describe(report: EvaluateReport) -> str:
         f"{report.num_measured} cells measured, {report.num_now} of them now, {len(report.failed)} failed, "
         f"{report.seconds:.0f} s",
     ]
+    if report.without_chats:
+        lines.append("nothing was asked in chats: the LLM has no chat template")
     lines += [f"failed: {one.editor} on {one.data}, {one.num_edits} {one.mode}: {one.reason}" for one in report.failed]
     return "\n".join(lines)
 

@@ -80,6 +80,11 @@ class EditorConfig:
             raise ConfigError(
                 f"trained_encoder_layers is {self.trained_encoder_layers}; give 0 or more, or null to train the whole"
             )
+        if self.prompt_source == "statement" and 0 < self.num_virtual_tokens < 3:
+            raise ConfigError(
+                f"num_virtual_tokens is {self.num_virtual_tokens}, but prompt_source is statement, whose first and last "
+                "virtual token copy nothing; give 3 or more"
+            )
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
         _among("chat_position", self.chat_position, ChatPosition)

@@ -41,6 +41,7 @@ class Cell:
         num_edits: T.
         mode: how the edits are made.
         num_cases: edits asked about: the first so many of the data set's.
+        chat: whether edits are asked about in chats too.
         identity: of all that makes a difference to the numbers, and of nothing else.
     """
 
@@ -49,6 +50,7 @@ class Cell:
     num_edits: int
     mode: Mode
     num_cases: int
+    chat: bool = False
     identity: str
 
     @property
@@ -169,7 +171,9 @@ class CellRunner:
         llm = self._loaded()
         assert self._unedited is not None  # as loaded
         method = self._made(cell, llm, cases)
-        settings = CellSettings(data=cell.data, num_edits=cell.num_edits, mode=cell.mode, seed=self._setup.seed)
+        settings = CellSettings(
+            data=cell.data, num_edits=cell.num_edits, mode=cell.mode, seed=self._setup.seed, chat=cell.chat
+        )
         result = evaluate_cell(method, cases[: cell.num_cases], settings, unedited=self._unedited)
         if _digest(llm) != self._digest:
             raise EditorError(

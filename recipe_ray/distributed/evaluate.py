@@ -33,6 +33,7 @@ class EvaluateReport:
         num_now: those of them that this start measured.
         failed: the others.
         seconds: wall time of this start, the start of the cluster left out.
+        without_chats: nothing was asked in chats, since the LLM has no chat template.
     """
 
     report: str
@@ -40,6 +41,7 @@ class EvaluateReport:
     num_now: int
     failed: tuple[FailedCell, ...]
     seconds: float
+    without_chats: bool = False
 
 
 Execute = Callable[[Setup, Sequence[Unit]], Iterator[Outcome]]
@@ -80,6 +82,7 @@ def evaluate(args: EvaluateArgs, *, execute: Execute | None = None) -> EvaluateR
         num_now=len(missing) - len(failed),
         failed=contents.failed,
         seconds=time.monotonic() - started,
+        without_chats=plan.without_chats,
     )
 
 

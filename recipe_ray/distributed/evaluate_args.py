@@ -30,6 +30,7 @@ class EvaluateArgs:
         tuning_data: edits to choose thresholds by, likewise; the testbed's own where it is all that is reported on.
         training_data: edits to train editors on that must be trained, likewise.
         editors: whom to compare; by default all there are.
+        chat: of those compared, whom to ask in chats too where the LLM has a chat template.
         num_edits: edits in force at once, each a number or `all`.
         modes: single (one edit), batch (all by one call), lifelong (one after another).
         samples: cases asked at each number of edits up to it; above it, all edits are asked about.
@@ -49,6 +50,7 @@ class EvaluateArgs:
     tuning_data: tuple[str, ...] = ()
     training_data: tuple[str, ...] = ()
     editors: tuple[str, ...] = ()
+    chat: tuple[str, ...] = ("unedited", "recipe", "in_context", "oracle", "oracle_prompt")
     num_edits: tuple[str, ...] = ("1", "10", "100", "1000")
     modes: tuple[Mode, ...] = MODES
     samples: int = 200
@@ -76,6 +78,10 @@ class EvaluateArgs:
                 raise ConfigError(f"data and {name} both name {shared[0]!r}; give other edits to report on")
         self._check_set()
         named = self.ablation_folders()
+        if unknown := [name for name in self.chat if name not in METHODS and name not in named]:
+            raise ConfigError(f"chat names {unknown[0]!r}; give some of the editors that are compared")
+        if mute := [name for name in self.chat if name in METHODS and not METHODS[name].chats]:
+            raise ConfigError(f"chat names {mute[0]!r}, which reads no chats; leave it out of chat")
         if taken := [name for name in named if name in METHODS]:
             raise ConfigError(f"ablations names {taken[0]!r}, which is an editor's name; give another")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from recipe_ray.config import TESTBED, DataConfig
+from recipe_ray.datasets.asking import with_relation
 from recipe_ray.datasets.cleaning import clean
 from recipe_ray.datasets.sources import InventedData, TrainingData, absolute_sources, open_training_data, read_source
 from recipe_ray.distributed.cells import Cell, Setup, identity_of
@@ -13,6 +14,7 @@ from recipe_ray.distributed.evaluate_args import ALL, EvaluateArgs
 from recipe_ray.distributed.provenance import command_line, commit, hardware, versions
 from recipe_ray.errors import ConfigError
 from recipe_ray.eval.cases import EvalCase, num_sampled, record_cases
+from recipe_ray.eval.chats import chat_questions
 from recipe_ray.eval.methods.context import Need, Preset, digest_of
 from recipe_ray.eval.methods.registry import METHODS, hyperparameters
 from recipe_ray.eval.report.contents import FailedCell
@@ -21,7 +23,7 @@ from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
 from recipe_ray.examples import EditExample, EditRecord, Question
 from recipe_ray.model.editor import read_config, read_fingerprint
 from recipe_ray.model.hub import absolute_model
-from recipe_ray.model.llm import llm_width
+from recipe_ray.model.llm import has_chat_template, llm_width
 from recipe_ray.store import files
 
 NUM_TUNING = 300
@@ -62,6 +64,7 @@ class Plan:
         data: by name.
         failed: cells that cannot be, and why.
         ablations: names of editors that are ablations.
+        without_chats: chats were to be asked, and the LLM has no chat template.
     """
 
     setup: Setup
@@ -69,6 +72,7 @@ class Plan:
     data: dict[str, DataSet]
     failed: tuple[FailedCell, ...]
     ablations: tuple[str, ...]
+    without_chats: bool = False
 
 
 def planned(args: EvaluateArgs) -> Plan:
@@ -81,6 +85,7 @@ def planned(args: EvaluateArgs) -> Plan:
     files.check_writable(folder)
     llm = absolute_model(args.llm)
     width = llm_width(llm)  # a wrong name fails here, before any worker starts
+    chat = args.chat if args.chat and has_chat_template(llm) else ()
     preset: Preset = args.preset or ("testbed" if width <= SMALL_WIDTH else "7b")
     editor = None if args.editor is None else files.absolute_editor(args.editor)
     ablations = args.ablation_folders()
@@ -121,6 +126,7 @@ def planned(args: EvaluateArgs) -> Plan:
     failed: list[FailedCell] = []
     for one in data.values():
         digests: dict[int, str] = {}
+        chat_digests: dict[int, str] = {}
         for name in (*args.compared(), *ablations):
             own = {"editor": fingerprints[name]} if name in ablations else {}
             made_from = own or {need: of_need[need] for need in sorted(METHODS[name].needs)}
@@ -147,6 +153,10 @@ def planned(args: EvaluateArgs) -> Plan:
                     "cases": digests[num_cases],
                     "made_from": made_from,
                 }
+                if name in chat:
+                    if num_cases not in chat_digests:
+                        chat_digests[num_cases] = digest_of([*map(chat_questions, one.cases[:num_cases])])
+                    settings["chats"] = chat_digests[num_cases]
                 cells.append(
                     Cell(
                         editor=name,
@@ -154,10 +164,19 @@ def planned(args: EvaluateArgs) -> Plan:
                         num_edits=num_edits,
                         mode=mode,
                         num_cases=num_cases,
+                        chat=name in chat,
                         identity=identity_of(settings),
                     )
                 )
-    return Plan(setup=setup, cells=tuple(cells), data=data, failed=tuple(failed), ablations=tuple(ablations))
+    wanted = [name for name in (*args.compared(), *ablations) if name in args.chat]
+    return Plan(
+        setup=setup,
+        cells=tuple(cells),
+        data=data,
+        failed=tuple(failed),
+        ablations=tuple(ablations),
+        without_chats=bool(wanted) and not chat,
+    )
 
 
 def units_of(cells: Iterable[Cell], data: dict[str, DataSet]) -> list[Unit]:
@@ -209,7 +228,7 @@ def _data_set(name: str, source: str, seed: int) -> DataSet:
     read = read_source(source)
     (records,) = clean([read.records], num_empty=read.num_empty).records
     try:
-        return DataSet(name=name, cases=record_cases(records, name=name, seed=seed))
+        return DataSet(name=name, cases=record_cases([*map(with_relation, records)], name=name, seed=seed))
     except ConfigError as error:  # such as no rephrasings: the other data sets can be asked all the same
         return DataSet(name=name, reason=" ".join(str(error).split()))
 

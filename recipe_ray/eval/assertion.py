@@ -420,6 +420,8 @@ def _stop_ends(before: str, after: str) -> bool:
         return begins and bare not in _ABBREVIATIONS
     if len(word) == 1 and word.isalpha() and word.isupper():
         return begins
+    if word.isupper():  # a code: AL, CA
+        return True
     if bare in _MAY_END:
         return begins
     # Only a word that is written as the abbreviation is: "Mar. 3" and "in March."

@@ -13,7 +13,7 @@ from recipe_ray.eval.cases import SORTS, Ask, EvalCase
 from recipe_ray.eval.efficiency import Way, clock, peak_memory_bytes, reading_speeds, start_peak_memory
 from recipe_ray.eval.methods.base import Edit, Found, Method, ReadsChats, Retrieves
 from recipe_ray.eval.protocol import Reader
-from recipe_ray.eval.results import CellResult, CellSettings, Efficiency, Mode
+from recipe_ray.eval.results import CellResult, CellSettings, Efficiency, Failure, Mode
 from recipe_ray.eval.scoring import Answer, ChatAnswer, ChatSheet, Lookups, Sheet
 from recipe_ray.eval.statistics import Score
 
@@ -112,7 +112,7 @@ def evaluate_cell(
             state_bytes=state_bytes,
             peak_memory_bytes=peak_memory_bytes(device),
         ),
-        failures=sheet.failures(answers, settings),
+        failures=(*sheet.failures(answers, settings), *(() if chats is None else chats.failures(settings))),
         chat={} if chats is None else chats.scores(settings),
         chat_retrieval={} if chats is None else chats.retrieval(settings),
     )
@@ -154,6 +154,10 @@ class Chats:
     def scores(self, settings: CellSettings) -> dict[str, Score]:
         """See `CellResult.chat`."""
         return self._sheet.chat_scores(self.answers(), settings)
+
+    def failures(self, settings: CellSettings) -> tuple[Failure, ...]:
+        """Examples of wrong answers."""
+        return self._sheet.chat_failures(self.answers(), settings)
 
     def retrieval(self, settings: CellSettings) -> dict[str, Score]:
         """See `CellResult.chat_retrieval`."""

@@ -72,12 +72,12 @@ class Efficiency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A question that was answered otherwise than wanted, in free generation.
+    """A question that was answered otherwise than wanted, in free generation or in a chat.
 
     Attributes:
-        sort, kind: of the question.
+        sort, kind: of the question; the kind of all chats is `chat`.
         edit: the statement of its case's edit.
-        question: the prompt.
+        question: the prompt, of a chat its last message.
         wanted: the target, or for locality what the unedited LLM says.
         got: what was said.
     """
@@ -132,13 +132,17 @@ class CellResult:
     chat_retrieval: Mapping[str, Score] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat row a measure (`free`, `teacher_forced`); a value that was not measured is None.
+        """One flat row a measure (`free`, `teacher_forced`, and `chat` if asked); what was not measured is None.
 
         Beside what names the cell: each score under its name with `_ci_low`, `_ci_high` and `_n`, those of retrieval
         under `retrieval_NAME`, and the efficiency's fields.
         """
+        measures = self._measures()
+        names = dict.fromkeys((*SORTS, *(name for scores in measures.values() for name in scores)))
+        lookups = {measure: self.chat_retrieval if measure == "chat" else self.retrieval for measure in measures}
+        found = dict.fromkeys(name for scores in lookups.values() for name in scores)
         rows = []
-        for measure, scores in (("free", self.free), ("teacher_forced", self.teacher_forced)):
+        for measure, scores in measures.items():
             row: dict[str, Any] = {
                 "editor": self.editor,
                 "data": self.settings.data,
@@ -149,10 +153,10 @@ class CellResult:
                 "n": self.num_cases,
                 "seed": self.settings.seed,
             }
-            for name in dict.fromkeys((*SORTS, *scores)):
+            for name in names:
                 row |= _flat(name, scores.get(name))
-            for name, score in self.retrieval.items():
-                row |= _flat(f"retrieval_{name}", score)
+            for name in found:
+                row |= _flat(f"retrieval_{name}", lookups[measure].get(name))
             row |= dataclasses.asdict(self.efficiency)
             row["state_bytes_per_fact"] = self.efficiency.state_bytes / self.settings.num_edits
             rows.append(row)
@@ -160,13 +164,14 @@ class CellResult:
 
     def values(self) -> dict[str, dict[str, float]]:
         """The scores by sort, without their intervals: `free`, `teacher_forced` and, where it was asked, `chat`."""
-        measures = {"free": self.free, "teacher_forced": self.teacher_forced} | (
-            {"chat": self.chat} if self.chat else {}
-        )
         return {
             measure: {name: score.value for name, score in scores.items() if name in (*SORTS, ENDED)}
-            for measure, scores in measures.items()
+            for measure, scores in self._measures().items()
         }
+
+    def _measures(self) -> dict[str, Mapping[str, Score]]:
+        measured = {"free": self.free, "teacher_forced": self.teacher_forced}
+        return {**measured, "chat": self.chat} if self.chat else measured
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as values that JSON holds."""

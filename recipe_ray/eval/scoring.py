@@ -189,6 +189,19 @@ class ChatSheet(Sheet):
             )
         return answers
 
+    def chat_failures(self, answers: Sequence[ChatAnswer], settings: CellSettings) -> tuple[Failure, ...]:
+        """As `failures`, of chats: their kind is `chat`, their question the last message."""
+        chosen = []
+        for sort in SORTS:
+            failed = [one for one in answers if one.sort == sort and not one.right]
+            rng = random.Random(f"{settings.seed}/chat/{sort}")
+            for one in rng.sample(failed, min(settings.num_failures, len(failed))):
+                _, question = one.messages[-1]
+                chosen.append(
+                    Failure(sort=sort, kind="chat", edit=one.edit, question=question, wanted=one.wanted, got=one.got)
+                )
+        return tuple(chosen)
+
     def chat_scores(self, answers: Sequence[ChatAnswer], settings: CellSettings) -> dict[str, Score]:
         """Shares of right answers by sort, and as `ended` that of answers to edits which ended by themselves."""
         right = np.array([answer.right for answer in answers], np.float64)

@@ -130,9 +130,9 @@ class TextStream:
         there lies in front of the token.
         """
         previous = self.places[-1].start if self.places else 0
-        if before.endswith(PART) and after == before:
-            return Place(previous, None)
         is_kept = self._seen.startswith(before)
+        if is_kept and before.endswith(PART) and after == before:
+            return Place(previous, None)
         kept = len(before) if is_kept else _num_common(before, self._seen)
         start = max(previous, len(self.text) + max(0, kept - len(self._base)))
         is_whole = is_kept and after.startswith(before) and not after.endswith(PART)

@@ -137,7 +137,10 @@ class Editor(nn.Module):
             ModelError: the LLM that the editor was trained for is not there.
         """
         if not self._reader:
-            self.read_with(StatementReader(*load_embedding(self.config.llm)))
+            try:
+                self.read_with(StatementReader(*load_embedding(self.config.llm)))
+            except ModelError as error:
+                raise ModelError(f"{error}; this editor reads statements with the embeddings of that LLM") from error
         return self._reader[0]
 
     def read_with(self, reader: StatementReader) -> None:

@@ -461,6 +461,17 @@ def llm_width(name: str) -> int:
     return int(config.hidden_size)
 
 
+def has_chat_template(name: str) -> bool:
+    """Whether an LLM's tokenizer lays out chats, from its files alone.
+
+    Raises:
+        ModelError: not there, or unreadable.
+    """
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        return AutoTokenizer.from_pretrained(source).chat_template is not None
+
+
 def check_prompt_width(llm: str, llm_width: int, prompt_width: int) -> None:
     """Refuse continuous prompts that were made for an LLM of another width.
 

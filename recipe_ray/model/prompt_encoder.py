@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from recipe_ray.text import canonical
 
-NUM_FREE_TOKENS = 2  # of a prompt made of a statement: these copy no token of it
+# Of a prompt made of a statement the first virtual token and the last copy nothing: an LLM says hardly ever at once what
+# it has just read, so the answer must not follow the copy.
+NUM_FREE_TOKENS = 2
 NUM_STATEMENT_TOKENS = 24  # the last ones are read
 INNER_WIDTH = 256
 NUM_LAYERS = 2
@@ -51,7 +53,7 @@ class StatementPromptEncoder(nn.Module):
     Not of the paper, whose prompt is a function of the key alone: a key of some hundred numbers does not hold the
     spelling of a name that no training saw. A Transformer reads the statement's embeddings and P slots that begin with
     the key. Of each slot come a pointer, a softmax over the statement's tokens whose embeddings are mixed, and a change
-    that is added. Before training the last slots point to the last tokens one by one, and nothing is added.
+    that is added. Before training the slots but for the first and the last point to the last tokens, one each.
     """
 
     scale: Tensor
@@ -59,7 +61,7 @@ class StatementPromptEncoder(nn.Module):
     def __init__(self, key_width: int, num_virtual_tokens: int, llm_width: int) -> None:
         super().__init__()
         self.shape = (num_virtual_tokens, llm_width)
-        self.num_copies = max(1, num_virtual_tokens - NUM_FREE_TOKENS)
+        self.num_copies = num_virtual_tokens - NUM_FREE_TOKENS
         self.read = nn.Linear(llm_width, INNER_WIDTH)
         self.places = nn.Parameter(0.02 * torch.randn(NUM_STATEMENT_TOKENS, INNER_WIDTH))
         self.slots = nn.Parameter(0.02 * torch.randn(num_virtual_tokens, INNER_WIDTH))
@@ -79,8 +81,8 @@ class StatementPromptEncoder(nn.Module):
             self.change.weight.mul_(0.1)
             self.change.bias.zero_()
             for copy in range(self.num_copies):
-                self.copies[-1 - copy, -1 - copy] = COPY_BIAS
-                self.gates[-1 - copy] = 1.0
+                self.copies[-2 - copy, -1 - copy] = COPY_BIAS
+                self.gates[-2 - copy] = 1.0
 
     def forward(self, keys_FK: Tensor, embeds_FND: Tensor, mask_FN: Tensor) -> Tensor:
         """Prompts [F, P, D].

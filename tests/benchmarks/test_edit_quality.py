@@ -70,6 +70,15 @@ def test_chats_are_measured_beside_completions_and_every_answer_is_kept(quality,
     assert {"messages", "wanted", "rivals", "got", "ended", "edit"} <= set(rows[0])
 
 
+def test_more_edits_may_be_in_force_than_are_asked_about(quality):
+    result = quality("--data", "testbed", "--num-edits", "2", "7", "--max-cases", "5", "--only-editors")
+    assert list(result["edits"]["mine"]) == ["2", "7"]
+    assert result["data"]["cases"] == 4
+    alone = quality("--data", "testbed", "--num-edits", "2", "--max-cases", "4", "--only-editors")
+    assert alone["edits"]["mine"]["2"] == result["edits"]["mine"]["2"]
+    assert alone["retrieval"]["mine"]["2"] == result["retrieval"]["mine"]["2"]
+
+
 def test_edits_of_the_relations_held_out_are_measured_apart(quality, tmp_path):
     held_out = "The capital of Far Land is"
     other = "The mother tongue of Ann Aal is"

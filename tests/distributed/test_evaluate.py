@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_models import tiny_editor
+from tiny_models import tiny_editor, tiny_llm
 
+from jobs.evaluate import describe
 from recipe_ray.distributed.cells import Cell, CellRunner, Outcome, read_cell, write_cell
 from recipe_ray.distributed.evaluate import evaluate, on_cluster
 from recipe_ray.distributed.evaluate_args import EvaluateArgs
@@ -139,6 +140,45 @@ def test_a_batch_that_is_the_same_as_one_edit_after_another_is_not_measured_twic
     assert [(cell.num_edits, cell.mode) for cell in planned(alone).cells] == [(3, "batch")]
 
 
+@pytest.fixture
+def chatting(args, tmp_path):
+    """The same of an LLM with a chat template."""
+    llm = tiny_llm()
+    llm.tokenizer.chat_template = "{% for m in messages %}[{{ m.role[0] }}]{{ m.content }}{% endfor %}[a]"
+    llm.model.save_pretrained(tmp_path / "llm")
+    llm.tokenizer.save_pretrained(tmp_path / "llm")
+    return dataclasses.replace(args, llm=str(tmp_path / "llm"), num_edits=("1",), preset="testbed")
+
+
+def test_editors_are_asked_in_chats_where_the_llm_has_a_template(chatting):
+    report = evaluate(chatting, execute=Here())
+    assert not report.without_chats
+    rows = {(row["editor"], row["measure"]): row for row in results(chatting)}
+    assert set(rows) == {(editor, measure) for editor in EDITORS for measure in ("free", "teacher_forced", "chat")}
+    assert rows["unedited", "chat"]["locality"] == 1.0
+    assert rows["oracle", "chat"]["reliability_n"] == 3
+    assert rows["oracle", "chat"]["ended"] is not None
+    assert rows["oracle", "free"]["ended"] is None
+    page = Path(report.report).read_text()
+    assert "Quality on testbed: chat, first sentence" in page
+
+
+def test_an_editor_asked_in_chats_is_measured_anew_and_the_others_are_not(chatting):
+    asked = {cell.editor: cell.identity for cell in planned(chatting).cells}
+    one = {cell.editor: cell.identity for cell in planned(dataclasses.replace(chatting, chat=("oracle",))).cells}
+    assert one["oracle"] == asked["oracle"]
+    assert one["unedited"] != asked["unedited"]
+
+
+def test_an_llm_without_a_template_is_asked_no_chats_and_that_is_said(args):
+    few = dataclasses.replace(args, num_edits=("1",))
+    report = evaluate(few, execute=Here())
+    assert report.without_chats
+    assert "nothing was asked in chats: the LLM has no chat template" in describe(report).splitlines()
+    assert {row["measure"] for row in results(few)} == {"free", "teacher_forced"}
+    assert not planned(dataclasses.replace(few, chat=())).without_chats
+
+
 class Broken(Unedited):
     def apply(self, edits):
         raise ValueError("no such thing\nas this")
@@ -264,6 +304,8 @@ def test_a_damaged_file_is_one_line_that_says_what_to_do(tmp_path):
         ({"num_edits": ("ten",)}, "'ten'"),
         ({"num_edits": ("0",)}, "'0'"),
         ({"data": ()}, "data is empty"),
+        ({"chat": ("rmoe",)}, "chat names 'rmoe'"),
+        ({"chat": ("lte",)}, "which reads no chats"),
         ({"samples": 0}, "samples is 0"),
         ({"ablations": ("no-prompt",)}, "NAME=DIRECTORY"),
         ({"ablations": ("recipe=x",)}, "give another"),

@@ -305,6 +305,8 @@ def test_answers_in_chats_count_by_what_they_assert_with_their_groups_edits_in_f
     assert {(one.edit, one.right) for one in told if one.sort == "reliability"} == {
         (case.statement, case.subject != "Ann Aal") for case in CASES
     }
+    failed = {(one.sort, one.edit, one.got) for one in result.failures if one.kind == "chat"}
+    assert failed == {(sort, CASES[0].statement, wrong["Ann Aal"]) for sort in ("reliability", "generality")}
     touched = evaluate_cell(Knower(llm, everywhere=True), CASES, SETTINGS, unedited=unedited)
     assert values(touched.chat) == {"reliability": 1.0, "generality": 1.0, "locality": 0.0, "ended": 1.0}
 
@@ -328,6 +330,10 @@ def test_what_was_asked_in_chats_is_the_same_after_json_and_rows_and_values_have
     result = evaluate_cell(recipe, CASES, SETTINGS, unedited=plain_reader(llm))
     assert cell_result_from_dict(json.loads(json.dumps(result.to_dict()))) == result
     assert {"right_fact", "right_decision", "false_fire"} <= set(result.chat_retrieval)
+    free, _, chat = result.rows()
+    assert (chat["measure"], chat["ended"], free["ended"]) == ("chat", result.chat["ended"].value, None)
+    assert chat["retrieval_right_fact"] == result.chat_retrieval["right_fact"].value
+    assert list(free) == list(chat)
     assert result.values()["chat"] == values(result.chat)
     former = {name: value for name, value in result.to_dict().items() if not name.startswith("chat")}
     assert cell_result_from_dict(json.loads(json.dumps(former))).chat == {}

@@ -205,7 +205,7 @@ def test_accuracies_count_the_right_fact_and_no_fact_within_the_batch():
     assert metrics["right_none"] == pytest.approx(np.mean(right_none))
 
 
-@pytest.mark.parametrize("position", ["first", "after_bos"])
+@pytest.mark.parametrize("position", ["first", "after_bos", "last"])
 def test_training_learns_and_leaves_the_llm_as_it_was_to_the_bit(position):
     editor, llm = tiny_editor(similarity="cosine", prompt_position=position), tiny_llm("gpt2")
     joint = JointTraining(editor, llm, PAPER)

@@ -11,12 +11,12 @@ from transformers import GenerationConfig
 
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model import llm as llm_module
-from recipe_ray.model.llm import FrozenLLM, load_embedding, load_llm
+from recipe_ray.model.llm import COLUMNS_MULTIPLE, FrozenLLM, load_embedding, load_llm
 from recipe_ray.model.prefix import pad_rows
 
 PROMPTS = ["The capital of Ruritania is", "Why?", "In 1897", "x"]
 NUM_NEW = 6
-POSITIONS = ("first", "after_bos")
+POSITIONS = ("first", "after_bos", "last")
 
 
 def prefixes(llm, num_virtual_tokens=3, seed=7):
@@ -32,7 +32,7 @@ def row_embeddings(llm, ids, prefix, position):
     embeds_TD = llm.embedding(torch.tensor(ids))
     if prefix is None:
         return embeds_TD[None]
-    lead = 1 if position == "after_bos" and ids[0] == llm.tokenizer.bos_token_id else 0
+    lead = {"first": 0, "after_bos": int(ids[0] == llm.tokenizer.bos_token_id), "last": len(ids)}[position]
     return torch.cat([embeds_TD[:lead], torch.from_numpy(prefix), embeds_TD[lead:]])[None]
 
 
@@ -107,7 +107,7 @@ def answer_rows(llm, prompts, answers, given, position):
     return rows, padded, stacked
 
 
-@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("position", ["first", "after_bos"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_answer_logits_of_a_padded_batch_are_those_of_single_rows_whatever_the_padding_holds(family, position):
     llm = tiny_llm(family)
@@ -160,7 +160,7 @@ def token_rows(llm, starts, prompts_RPD=None):
 def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_gradients(family, place, plainly):
     llm = tiny_llm(family)
     if plainly:
-        llm.attend_plainly()
+        llm.model.set_attn_implementation("eager")
     seen = []
     llm.model.base_model.register_forward_hook(
         lambda _, given, kwargs, output: seen.append((kwargs["inputs_embeds"].shape[1], torch.is_grad_enabled())),
@@ -182,7 +182,7 @@ def test_logits_of_chosen_tokens_are_those_among_all_and_so_are_the_prompts_grad
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     width = rows.ids_BT.shape[1]
-    before = int(rows.slots_RP.min())
+    before = int(rows.slots_RP.min()) // COLUMNS_MULTIPLE * COLUMNS_MULTIPLE
     split = [(before, False), (width - before, True)] if before else [(width, True)]
     assert seen == [*split, (width, True)], "what stands before all prompts is read without gradient"
 

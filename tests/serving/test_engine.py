@@ -270,11 +270,11 @@ def slow_answer(llm, ids, start, virtual_PD, num_new=8):
             break
         new.append(token)
         embeds_TD = torch.cat([embeds_TD, llm.embedding(torch.tensor([token]))])
-    return llm.tokenizer.decode(new)
+    return llm.tokenizer.decode(new, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("template", [TEMPLATE, None])
-@pytest.mark.parametrize("position", ["first", "after_bos"])
+@pytest.mark.parametrize("position", ["first", "after_bos", "last"])
 @pytest.mark.parametrize("chat_position", ["as_text", "user_turn", "assistant_turn"])
 def test_edited_and_unedited_chats_side_by_side_are_answered_as_alone(
     chat_llm, virtual_PD, template, position, chat_position

@@ -20,7 +20,7 @@ PROMPTS = [
 ]
 NUM_VIRTUAL = (3, 0, 6, 3, 0, 3)  # several facts of three virtual tokens beside one and none
 NUM_NEW = (6, 30, 9, 1, 14, 22)
-POSITIONS = ("first", "after_bos")
+POSITIONS = ("first", "after_bos", "last")
 
 
 def virtual_tokens(llm, counts=NUM_VIRTUAL, seed=7):

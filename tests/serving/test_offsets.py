@@ -144,6 +144,7 @@ def test_an_echoed_text_is_as_given_with_every_token_in_its_place(name, text):
 @pytest.mark.parametrize("name", ["bytes", "testbed", "byte level"])
 @settings(max_examples=60, deadline=None)
 @example("Paris 🦜🦜 Paris")
+@example("\u0ac0\U0002ee5e")  # a token ends the first and begins the second, which two more go on with
 @given(text=TEXTS.filter(lambda text: "<" not in text and PART not in text))
 def test_offsets_are_those_of_a_slow_reference(name, text):
     """A token begins where what is decoded of those before it agrees no further with the text."""

@@ -70,6 +70,18 @@ class Method(Protocol):
         """What the edits in force keep beyond the unedited LLM: changed weights count, copies for `undo` do not."""
 
 
+class ReadsAsGiven:
+    """A method whose LLM reads every question as it is: what was edited is in the LLM."""
+
+    def asks(self, prompts: Sequence[str]) -> list[Ask]:
+        """The prompts alone."""
+        return [Ask(prompt) for prompt in prompts]
+
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """The chats as they are."""
+        return list(chats)
+
+
 def latest(edits: Sequence[Edit]) -> list[Edit]:
     """The edits without those that a later one of the same fact replaces, in the order of what is left."""
     last = {edit.fact_id: place for place, edit in enumerate(edits)}

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, latest
+from recipe_ray.eval.methods.base import Edit, ReadsAsGiven, latest
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
 from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses
 from recipe_ray.model.llm import FrozenLLM
@@ -138,7 +137,7 @@ class Codebook:
                 return
 
 
-class Grace:
+class Grace(ReadsAsGiven):
     """A codebook of edits at one layer of a frozen LLM, looked up at the prompt's last token.
 
     The adapted layer is the MLP's last projection: the key is what it reads at the prompt's last token, the value what
@@ -186,10 +185,6 @@ class Grace:
         value_width, key_width = weight_DI(self._projection).shape
         self.codebook = Codebook(key_width, value_width, self.llm.device)
         self.reader.clear()
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts as they are."""
-        return [Ask(prompt) for prompt in prompts]
 
     def state_bytes(self) -> int:
         """Keys, values and radii."""

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, latest
+from recipe_ray.eval.methods.base import Edit, ReadsAsGiven, latest
 from recipe_ray.eval.methods.layers import SavedWeights
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.model.llm import FrozenLLM
 
 
-class InPlace(ABC):
+class InPlace(ReadsAsGiven, ABC):
     """A method that changes weights; what it changes is in `_edit`.
 
     Args:
@@ -40,14 +39,6 @@ class InPlace(ABC):
         """Put the weights back to the bit."""
         self._saved.restore()
         self.reader = plain_reader(self.llm)
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts alone: what was edited is in the weights."""
-        return [Ask(prompt) for prompt in prompts]
-
-    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
-        """The chats as they are."""
-        return list(chats)
 
     def state_bytes(self) -> int:
         """Size of the weights that were changed."""

@@ -203,10 +203,14 @@ class RROME:
 
     def asks(self, prompts: Sequence[str]) -> list[Ask]:
         """Each prompt with the number of its patch, if one is applied."""
-        found = self.retrieve(prompts)
+        return self.chat_asks([Ask(prompt) for prompt in prompts])
+
+    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
+        """Likewise."""
+        found = self.retrieve([ask.text for ask in chats])
         return [
-            Ask(prompt, fact=self._in_force[fact_id][0]) if applied and fact_id is not None else Ask(prompt)
-            for prompt, fact_id, applied in zip(prompts, found.fact_ids_B, found.applied_B, strict=True)
+            dataclasses.replace(ask, fact=self._in_force[fact_id][0]) if applied and fact_id is not None else ask
+            for ask, fact_id, applied in zip(chats, found.fact_ids_B, found.applied_B, strict=True)
         ]
 
     def state_bytes(self) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 
 from recipe_ray.config import TESTBED
 from recipe_ray.errors import ConfigError
-from recipe_ray.eval.cases import facts_of_prompts
+from recipe_ray.eval.chats import facts_of_questions
 from recipe_ray.eval.encoders import SentenceEncoder
 from recipe_ray.eval.methods import (
     alphaedit,
@@ -65,12 +65,14 @@ class Registered:
         needs: what `build` takes from the context beside the LLM.
         presets: hyperparameters by name, where it has any.
         one_by_one: a call with many edits is the same as a call with each, one after the other.
+        chats: whether its LLM can be asked in chats.
     """
 
     build: Callable[[Context, Any], Method]
     needs: frozenset[Need] = field(default_factory=frozenset)
     presets: Mapping[str, Any] = field(default_factory=dict)
     one_by_one: bool = False
+    chats: bool = True
 
 
 def build(name: str, context: Context) -> Method:
@@ -112,8 +114,9 @@ def _registered(
     *needs: Need,
     presets: Mapping[str, Any] | None = None,
     one_by_one: bool = False,
+    chats: bool = True,
 ) -> Registered:
-    return Registered(build=build_, needs=frozenset(needs), presets=presets or {}, one_by_one=one_by_one)
+    return Registered(build=build_, needs=frozenset(needs), presets=presets or {}, one_by_one=one_by_one, chats=chats)
 
 
 def _editor(context: Context) -> Editor:
@@ -218,9 +221,9 @@ METHODS: dict[str, Registered] = {
         "encoder",
         "tuning",
     ),
-    "oracle": _registered(lambda context, _: Oracle(context.llm, facts_of_prompts(context.cases))),
+    "oracle": _registered(lambda context, _: Oracle(context.llm, facts_of_questions(context.cases))),
     "oracle_prompt": _registered(
-        lambda context, _: OraclePrompt(context.llm, _editor(context), facts_of_prompts(context.cases)), "editor"
+        lambda context, _: OraclePrompt(context.llm, _editor(context), facts_of_questions(context.cases)), "editor"
     ),
     "fine_tuning": _registered(lambda context, args: fine_tuning.FT(context.llm, args), presets=fine_tuning.PRESETS),
     "fine_tuning_limited": _registered(
@@ -238,7 +241,7 @@ METHODS: dict[str, Registered] = {
     ),
     "mend": _registered(functools.partial(_hypernetwork, mend.Mend), "training", presets=mend.PRESETS),
     "malmen": _registered(functools.partial(_hypernetwork, malmen.Malmen), "training", presets=malmen.PRESETS),
-    "lte": _registered(_lte, "training", "tuning", "encoder", presets=lte.PRESETS),
+    "lte": _registered(_lte, "training", "tuning", "encoder", presets=lte.PRESETS, chats=False),
     "wilke": _registered(_wilke, "training", presets=wilke.PRESETS, one_by_one=True),
     "wise": _registered(
         lambda context, args: wise.Wise(context.llm, args, training=context.training), "training", presets=wise.PRESETS

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError, EditorError
-from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, latest
+from recipe_ray.eval.methods.base import Edit, ReadsAsGiven, latest
 from recipe_ray.eval.methods.layers import decoder_layers, mlp_projection
 from recipe_ray.eval.methods.passes import EditRows
 from recipe_ray.eval.protocol import plain_reader
@@ -93,7 +92,7 @@ class Patch:
     queries_AD: Tensor
 
 
-class TPatcher:
+class TPatcher(ReadsAsGiven):
     """Neurons in the last layer's feed-forward network, trained one edit after the other.
 
     An edit gets one neuron for each answer token that the LLM, with all earlier patches, does not find most likely;
@@ -147,10 +146,6 @@ class TPatcher:
         self.patches: dict[str, Patch] = {}
         self._collect()
         self.reader.clear()
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts as they are."""
-        return [Ask(prompt) for prompt in prompts]
 
     def state_bytes(self) -> int:
         """The neurons; memories, which training alone reads, do not count."""

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit
+from recipe_ray.eval.methods.base import Edit, ReadsAsGiven
 from recipe_ray.eval.protocol import plain_reader
 from recipe_ray.model.llm import FrozenLLM
 
 
-class Unedited:
+class Unedited(ReadsAsGiven):
     """The LLM as it is; edits are taken and change nothing."""
 
     changes_llm = False
@@ -22,14 +21,6 @@ class Unedited:
 
     def undo(self) -> None:
         """Nothing."""
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts alone."""
-        return [Ask(prompt) for prompt in prompts]
-
-    def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
-        """The chats as they are."""
-        return list(chats)
 
     def state_bytes(self) -> int:
         """None."""

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recipe_ray.errors import ConfigError, EditorError
-from recipe_ray.eval.cases import Ask
-from recipe_ray.eval.methods.base import Edit, latest
+from recipe_ray.eval.methods.base import Edit, ReadsAsGiven, latest
 from recipe_ray.eval.methods.layers import mlp_projection, weight_DI
 from recipe_ray.eval.methods.passes import EditRows, PassesReader, PromptPasses
 from recipe_ray.examples import EditRecord
@@ -118,7 +117,7 @@ class SideMemory:
         return (norms_BT * prompt_BT).sum(1) / prompt_BT.sum(1)
 
 
-class Wise:
+class Wise(ReadsAsGiven):
     """Side memories of one projection: WISE-Retrieve, of which WISE-Merge is the case that all fits into one memory.
 
     Edits go to one shard after the other, each a side memory that may change a share ρ of the weights, drawn anew;
@@ -186,10 +185,6 @@ class Wise:
         self.shards: list[SideMemory] = []  # of the memory to come; the last is open
         self._open_shard()
         self.reader.clear()
-
-    def asks(self, prompts: Sequence[str]) -> list[Ask]:
-        """The prompts as they are."""
-        return [Ask(prompt) for prompt in prompts]
 
     def state_bytes(self) -> int:
         """Side memories that hold an edit."""

@@ -7,8 +7,12 @@ from typing import Any
 
 from recipe_ray.eval.cases import SORTS
 
-FREE, TEACHER_FORCED = "free", "teacher_forced"
-MEASURES = {FREE: "free generation, exact match", TEACHER_FORCED: "teacher-forced token accuracy"}
+FREE, TEACHER_FORCED, CHAT = "free", "teacher_forced", "chat"
+MEASURES = {
+    FREE: "free generation, exact match",
+    TEACHER_FORCED: "teacher-forced token accuracy",
+    CHAT: "chat, first sentence",
+}
 LOW, HIGH = "_ci_low", "_ci_high"
 RETRIEVAL = "retrieval_"
 
@@ -20,7 +24,7 @@ class Cell:
     """One editor on one data set at one number of edits at once, as it was measured.
 
     Attributes:
-        rows: one a measure (`free`, `teacher_forced`), flat: what is in `results.json`.
+        rows: one a measure (`free`, `teacher_forced`, `chat` where it was asked), flat: what is in `results.json`.
         examples: wrong answers chosen by seed, each with `kind`, `question`, `wanted` and `got`.
         margins_related, margins_unrelated: by how much the best fact's score exceeds the sentinel's, for questions that
             an edit in force answers and for those that none does; empty for editors without a sentinel.

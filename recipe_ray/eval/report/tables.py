@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from recipe_ray.eval.cases import SORTS
 from recipe_ray.eval.report.contents import (
+    CHAT,
     FREE,
     HIGH,
     LOW,
@@ -16,10 +17,16 @@ from recipe_ray.eval.report.contents import (
     number,
     quality_kinds,
 )
+from recipe_ray.eval.results import ENDED
 
 MISSING = "–"
 UNEDITED = "unedited"
 SHOWN_CHARACTERS = 200  # of a text in an example
+_NOTES = {
+    CHAT: " Asked through the LLM's chat template in words that no training uses, answered greedily to the end or 32 "
+    "tokens; right where the first sentence says the target and no rival. Locality: the unedited LLM's answer, token "
+    "for token. Ended: answers about edits that ended by themselves."
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +54,7 @@ def all_tables(contents: Contents) -> list[Table]:
         tables += [_quality(data, measure, _of(main, measure)) for measure in MEASURES]
         tables.append(_kinds(data, _of(main, FREE)))
         tables += _retrieval(data, _of(contents.rows(data=data), FREE))
+        tables += _retrieval(f"{data} in chats", _of(contents.rows(data=data), CHAT))
         tables.append(_efficiency(data, _of(main, FREE)))
         if contents.ablations:
             tables.append(_ablations(data, contents))
@@ -82,25 +90,25 @@ def examples(contents: Contents) -> Table:
             ]
     return Table(
         title="Examples of failures",
-        note="Drawn by the seed among the wrong answers of free generation, at the most edits at once; for locality "
-        "the wanted answer is the unedited LLM's own.",
+        note="Drawn by the seed among the wrong answers of free generation, and of chats (their kind is chat), at the "
+        "most edits at once; for locality the wanted answer is the unedited LLM's own.",
         columns=("editor", "T", "mode", "data", "edit", "kind", "question", "wanted", "got"),
         rows=tuple(shown),
     )
 
 
 def _quality(data: str, measure: str, rows: Sequence[Row]) -> Table:
-    kinds = [kind for kind in quality_kinds(rows) if kind in SORTS]
+    kinds = [kind for kind in quality_kinds(rows) if kind in (*SORTS, ENDED)]
     return Table(
         title=f"Quality on {data}: {MEASURES[measure]}",
-        note="Mean over n cases, in brackets the 95% interval of a bootstrap over cases.",
+        note="Mean over n cases, in brackets the 95% interval of a bootstrap over cases." + _NOTES.get(measure, ""),
         columns=("editor", "T", "mode", *kinds, "n"),
         rows=tuple((*_name(row), *(_with_interval(row, kind) for kind in kinds), _count(row.get("n"))) for row in rows),
     )
 
 
 def _kinds(data: str, rows: Sequence[Row]) -> Table:
-    kinds = [kind for kind in quality_kinds(rows) if kind not in SORTS]
+    kinds = [kind for kind in quality_kinds(rows) if kind not in (*SORTS, ENDED)]
     return Table(
         title=f"Quality on {data} by the data set's own kinds of questions: {MEASURES[FREE]}",
         columns=("editor", "T", "mode", *kinds),
