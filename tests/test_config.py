@@ -72,8 +72,16 @@ REAL = DataConfig(sources=("zsre:x",))
             {"editor": dataclasses.replace(EDITOR, num_sentinel_tokens=0)},
             "num_sentinel_tokens is 0, but the sentinel's loss has a weight",
         ),
-        (EDITOR, {"prompt_source": "statement", "num_virtual_tokens": 2}, "num_virtual_tokens is 2, but prompt_source is"),
-        (EDITOR, {"chat_position": "middle"}, "chat_position is 'middle'; give one of as_text, user_turn, assistant_turn"),
+        (
+            EDITOR,
+            {"prompt_source": "statement", "num_virtual_tokens": 2},
+            "num_virtual_tokens is 2, but prompt_source is",
+        ),
+        (
+            EDITOR,
+            {"chat_position": "middle"},
+            "chat_position is 'middle'; give one of as_text, user_turn, assistant_turn",
+        ),
         (DataConfig(), {"chat_share": 0.5}, "chat_share is 0.5, which is of data sets, but data is 'testbed'"),
         (DataConfig(), {"source_weights": (0.5, 0.5)}, r"source_weights is \(0.5, 0.5\), and data names 1 sources"),
         (TRAIN, {"batch_size": 0}, "batch_size is 0"),
