@@ -63,7 +63,7 @@ class Steps:
     def step(self, name: str, title: str) -> Iterator["Step"]:
         """One step, with its bar, which ends before what the step found is printed."""
         begun = time.monotonic()
-        self._console.print(f"[bold]{len(self.seconds) + 1}/{self._num}  {title}[/bold]", highlight=False)
+        self._console.print(f"{len(self.seconds) + 1}/{self._num}  {title}", style="bold", highlight=False)
         step: Step = _Bar(self._console) if self._console.is_terminal else _Lines(self._console)
         try:
             yield step

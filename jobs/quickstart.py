@@ -60,6 +60,7 @@ SIMULTANEOUS = (1, 10, 100)  # and all of them
 NUM_QUESTIONS = 5
 SPEED_TOKENS = 48
 SHOWN_CHARS = 60  # of an answer
+TIMEOUT_S = 300.0  # of a request, on a busy machine
 MARK_FILE = "QUICKSTART"
 LOG_FILE = "quickstart.log"
 BAD_LINES = (
@@ -73,6 +74,12 @@ SHOWN = (
     ("right_fact", "share of questions that find their fact"),
     ("right_none", "share of unrelated questions left alone"),
 )
+SORTS_EXPLAINED = """
+     reliability: the edit's own question; in a chat, a plain one
+     generality: the same in other words; in a chat, behind greetings, earlier turns and haste
+     generality_novel: in words that no training of the testbed uses
+     locality: unrelated questions, answered as without edits
+"""
 MODES = (
     ("free", "as completion: share of answers that are right to the letter"),
     ("teacher_forced", "as completion: share of right tokens, each behind the right ones"),
@@ -163,7 +170,7 @@ def main(args: QuickstartArgs) -> None:
     folder = _emptied(args.output.absolute())
     log = folder / LOG_FILE
     with said_into(log) as shown:
-        console = Console(file=shown, width=WIDTH)
+        console = Console(file=shown, width=WIDTH, markup=False, emoji=False)  # an LLM may say [/INST] or :x:
         try:
             _Quickstart(args, folder, console).run()
         except RecipeError as error:
@@ -266,7 +273,7 @@ class _Quickstart:
         with (
             self._steps.step("serve", "serve, and ask over HTTP without edits and with them") as step,
             serving(app_args, port=0, quiet=True) as url,
-            httpx.Client(base_url=url, timeout=60, trust_env=False) as client,
+            httpx.Client(base_url=url, timeout=TIMEOUT_S, trust_env=False) as client,
         ):
             table = _answers(client, self._cases[:NUM_QUESTIONS], step, chat=chat)
             speed = _measure_speed(client, self._cases[: self._plan.num_speed_pairs], step)
@@ -469,6 +476,7 @@ def _print_training(console: Console, report: TrainReport) -> None:
 
 
 def _print_measured(console: Console, report: dict[str, Any]) -> None:
+    console.print(SORTS_EXPLAINED, soft_wrap=True, highlight=False)
     for mode, title in MODES:
         table = Table("edits in force", "editor", *SORTS, title=title)
         for num_edits, editors in report["edits"].items():
