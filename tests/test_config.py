@@ -30,7 +30,9 @@ REAL = DataConfig(sources=("zsre:x",))
         (EDITOR, {"num_sentinel_tokens": -1}, "num_sentinel_tokens is -1"),
         (EDITOR, {"trained_encoder_layers": -1}, "trained_encoder_layers is -1; give 0 or more, or null"),
         (EDITOR, {"similarity": "euclidean"}, "similarity is 'euclidean'; give one of inner_product, cosine"),
-        (EDITOR, {"prompt_position": "last"}, "prompt_position is 'last'; give one of first, after_bos"),
+        (EDITOR, {"prompt_position": "middle"}, "prompt_position is 'middle'; give one of first, after_bos, last"),
+        (EDITOR, {"chat_position": "last"}, "chat_position is 'last'; give one of as_text, user_turn, assistant_turn"),
+        (EDITOR, {"prompt_source": "target"}, "prompt_source is 'target'; give one of key, statement"),
         (EDITOR, {"pooling": ()}, r"pooling is \(\); name each part once, at least one"),
         (EDITOR, {"pooling": ("max", "max")}, "name each part once"),
         (EDITOR, {"pooling": ("max", "sum")}, "pooling is 'sum'; give one of max, min, mean, pooler"),
@@ -77,13 +79,13 @@ REAL = DataConfig(sources=("zsre:x",))
             {"prompt_source": "statement", "num_virtual_tokens": 2},
             "num_virtual_tokens is 2, but prompt_source is",
         ),
-        (
-            EDITOR,
-            {"chat_position": "middle"},
-            "chat_position is 'middle'; give one of as_text, user_turn, assistant_turn",
-        ),
         (DataConfig(), {"chat_share": 0.5}, "chat_share is 0.5, which is of data sets, but data is 'testbed'"),
         (DataConfig(), {"source_weights": (0.5, 0.5)}, r"source_weights is \(0.5, 0.5\), and data names 1 sources"),
+        (
+            TRAIN,
+            {"editor": dataclasses.replace(EDITOR, prompt_source="statement"), "num_warm_start": 9},
+            "prompt_source is 'statement' and num_warm_start 9, .*; set num_warm_start to 0",
+        ),
         (TRAIN, {"batch_size": 0}, "batch_size is 0"),
         (TRAIN, {"batch_size": 1}, "batch_size is 1, .*contrastive losses need other edits"),
         (TRAIN, {"num_workers": 0}, "num_workers is 0"),
@@ -174,7 +176,7 @@ def test_a_preset_is_a_training(name):
 
 
 def test_an_unknown_preset_or_method_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, testbed"):
+    with pytest.raises(ConfigError, match=r"preset is 'paper2'; give one of .*smoke, smollm2-135m-instruct, testbed"):
         preset("paper2")
     with pytest.raises(ConfigError, match=r"method is 'papre'; give one of .*paper, reference"):
         with_method(preset("smoke"), "papre")

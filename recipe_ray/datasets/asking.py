@@ -75,6 +75,8 @@ class Asking:
         return Question(prompt=words, target=invented_target(asked.target_kind, rng))
 
     def _in_form(self, question: Question, subject: str, rng: random.Random) -> Question:
+        if question.messages:  # the data set says how
+            return question
         chance = self.chat_share
         if chance and _is_whole(question.prompt):
             chance = 1 - QUESTION_IN_TEXT_SHARE

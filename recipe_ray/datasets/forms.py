@@ -1,8 +1,10 @@
 """The forms in which data sets of edits come, each read into `EditRecord`.
 
 - `edits`, users' own: prompt, target; if wanted, subject, true_target, and generality and locality, lists of {kind,
-  prompt, target}; and a fact's id, namespace, source, updated_at and expires_at, which an ingest reads and training
-  does not; another field is refused, where those of public data sets are left alone;
+  prompt, target, messages}; and a fact's id, namespace, source, updated_at and expires_at, which an ingest reads and
+  training does not. `messages` is a chat, [{role, content}] with the user's message last: what the LLM reads, where
+  `prompt` is what is looked up (that last message, if it is left out). Another field is refused, where
+  those of public data sets are left alone;
 - `counterfact`, CounterFact as EasyEdit has it: prompt, target_new, subject, rephrase_prompt, locality_prompt,
   locality_ground_truth; ground_truth, if wanted;
 - `zsre`, zsRE as MEND has it: src, alt, subject, rephrase, loc, loc_ans; answers, if wanted;
@@ -25,7 +27,9 @@ DEFAULT_LOCALITY_KIND = "neighbour"
 FACT_FIELDS = {"edits": ("id", "namespace", "source", "updated_at", "expires_at")}
 """What a form's records may say of the fact that they state, by form, as a row of a dump says it."""
 _EDIT_FIELDS = ("prompt", "target", "subject", "true_target", "generality", "locality", *FACT_FIELDS["edits"])
-_QUESTION_FIELDS = ("kind", "prompt", "target")
+_QUESTION_FIELDS = ("kind", "prompt", "target", "messages")
+_MESSAGE_FIELDS = ("role", "content")
+_ROLES = ("system", "user", "assistant")
 
 
 class EmptyTextError(FactError):
@@ -115,12 +119,12 @@ def read_edits(fields: Fields) -> EditRecord:
     for item in fields.items("generality"):
         item.only(_QUESTION_FIELDS)
         kind = item.text("kind", default=DEFAULT_GENERALITY_KIND)
-        question = Question(prompt=item.text("prompt"), target=item.text("target", default=target))
+        question = _question(item, item.text("target", default=target))
         generality[kind] = (*generality.get(kind, ()), question)
     for item in fields.items("locality"):
         item.only(_QUESTION_FIELDS)
         kind = item.text("kind", default=DEFAULT_LOCALITY_KIND)
-        question = Question(prompt=item.text("prompt"), target=item.text("target"))
+        question = _question(item, item.text("target"))
         locality[kind] = (*locality.get(kind, ()), question)
     return EditRecord(
         prompt=fields.text("prompt"),
@@ -130,6 +134,26 @@ def read_edits(fields: Fields) -> EditRecord:
         generality=generality,
         locality=locality,
     )
+
+
+def _question(item: Fields, target: str) -> Question:
+    messages = _messages(item)
+    if messages and item.values.get("prompt") is None:
+        return Question(prompt=messages[-1][1], target=target, messages=messages)
+    return Question(prompt=item.text("prompt"), target=target, messages=messages)
+
+
+def _messages(item: Fields) -> tuple[tuple[str, str], ...]:
+    messages = []
+    for message in item.items("messages"):
+        message.only(_MESSAGE_FIELDS)
+        role = message.text("role")
+        if role not in _ROLES:
+            raise FactError(f"{message.place}: 'role' is {role!r}; give one of {', '.join(_ROLES)}")
+        messages.append((role, message.text("content")))
+    if messages and messages[-1][0] != "user":
+        raise FactError(f"{item.place}: 'messages' end with one of {messages[-1][0]}; end with what the user asks")
+    return tuple(messages)
 
 
 def read_counterfact(fields: Fields) -> EditRecord:

@@ -46,9 +46,13 @@ def split(
 def to_edits_form(record: EditRecord) -> dict[str, Any]:
     """A record as the form `edits` has it."""
 
-    def items(questions: Mapping[str, tuple[Question, ...]]) -> list[dict[str, str]]:
+    def messages(question: Question) -> dict[str, Any]:
+        chat = [{"role": role, "content": content} for role, content in question.messages]
+        return {"messages": chat} if chat else {}
+
+    def items(questions: Mapping[str, tuple[Question, ...]]) -> list[dict[str, Any]]:
         return [
-            {"kind": kind, "prompt": one.prompt, "target": one.target}
+            {"kind": kind, "prompt": one.prompt, "target": one.target, **messages(one)}
             for kind, of_kind in questions.items()
             for one in of_kind
         ]

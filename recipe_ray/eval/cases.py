@@ -126,12 +126,12 @@ def record_cases(
     for record in rng.sample(list(records), len(records)):
         # Drawn for every record, taken or not: a larger sample begins with a smaller one.
         asked = [
-            CaseQuestion(sort="generality", kind=kind, prompt=one.prompt, target=one.target)
+            CaseQuestion(sort="generality", kind=kind, prompt=one.prompt, target=one.target, messages=one.messages)
             for kind, questions in record.generality.items()
             for one in rng.sample(questions, min(1, len(questions)))
         ]
         spared = [
-            CaseQuestion(sort="locality", kind=kind, prompt=one.prompt)
+            CaseQuestion(sort="locality", kind=kind, prompt=one.prompt, messages=one.messages)
             for kind, questions in record.locality.items()
             for one in rng.sample(questions, min(1, len(questions)))
         ]

@@ -3,6 +3,7 @@
 import pytest
 
 from recipe_ray.datasets.forms import FORMS, Fields
+from recipe_ray.datasets.split import to_edits_form
 from recipe_ray.errors import FactError
 from recipe_ray.examples import EditRecord, Question
 
@@ -145,3 +146,34 @@ def test_a_record_of_each_form(form, values, expected):
 def test_a_complaint_names_record_and_field(form, values, complaint):
     with pytest.raises(FactError, match=f"f.json: record 7: {complaint}"):
         read(form, values)
+
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi! France's capital, please?"}]
+TURNS = (("system", "Be brief."), ("user", "Hi! France's capital, please?"))
+
+
+def test_a_chat_says_what_the_llm_reads_and_its_last_message_or_the_prompt_what_is_looked_up():
+    own = {"prompt": "The capital of France is", "target": "Lyon"}
+    record = read(
+        "edits", {**own, "generality": [{"messages": CHAT}, {"messages": CHAT, "prompt": "capital of France"}]}
+    )
+    first, second = record.generality["rephrase"]
+    assert first == Question(prompt=TURNS[-1][1], target="Lyon", messages=TURNS)
+    assert second == Question(prompt="capital of France", target="Lyon", messages=TURNS)
+    assert read("edits", to_edits_form(record)) == record
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        ([{"role": "assistant", "content": "Yes."}], "'generality', item 1: 'messages' end with one of assistant"),
+        ([{"role": "bot", "content": "x"}], "'messages', item 1: 'role' is 'bot'; give one of system, user, assistant"),
+        ([{"role": "user"}], "'messages', item 1: 'content' is missing"),
+        ([{"role": "user", "content": "x", "name": "y"}], "unknown field 'name'"),
+        ("Where?", "'messages' is no list of objects"),
+    ],
+)
+def test_a_chat_of_another_shape_is_refused_by_place(messages, complaint):
+    values = {"prompt": "a", "target": "b", "generality": [{"messages": messages}]}
+    with pytest.raises(FactError, match=complaint):
+        read("edits", values)

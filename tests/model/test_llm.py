@@ -139,7 +139,7 @@ def test_a_long_answer_beside_a_short_row_leaves_no_number_undefined(family):
     assert prefix.grad.any()
 
 
-STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (5, 3, 12)}
+STARTS = {"first": (0, 0, 0), "after BOS": (1, 1, 1), "in the middle": (9, 3, 12)}
 
 
 def token_rows(llm, starts, prompts_RPD=None):
