@@ -20,8 +20,10 @@ from collections.abc import Callable
 import torch
 
 from recipe_ray.config import TESTBED, LossConfig, LossWeights, Stage, TrainConfig
-from recipe_ray.datasets.sources import open_training_data
+from recipe_ray.datasets.asking import Asking, invented_records
+from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.eval.efficiency import clock, device_name, measured_on
+from recipe_ray.examples import Batches
 from recipe_ray.model.batch import BatchMaker, StepBatch, to_device
 from recipe_ray.model.editor import Editor, new_editor
 from recipe_ray.model.hub import computing_in, pick_device
@@ -31,6 +33,8 @@ from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.shapes import LLAMA_2_7B, ROBERTA_BASE, random_editor, random_llm
 from recipe_ray.model.training import make_optimizer, take_step
 from recipe_ray.presets import SMOLLM2, paper, smollm2, testbed
+from recipe_ray.testbed.edits import EditStream
+from recipe_ray.testbed.world import load_world
 
 LLMS = (TESTBED, SMOLLM2, "llama-2-7b")
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16, dense
@@ -182,7 +186,7 @@ def main() -> None:
         answer_eos=config.answer_eos,
         reader=editor.reader if config.editor.prompt_source == "statement" else None,
     )
-    edits = open_training_data(config.data).training(config.batch_size, "train_step")
+    edits = _edits(config)
 
     def make(number: int) -> list[StepBatch]:
         return maker.make(edits.batch(number), seed=number, edit=True, locality=weights.locality > 0)
@@ -233,6 +237,23 @@ def main() -> None:
         **measured_on(device),
     }
     print(json.dumps(result))
+
+
+def _edits(config: TrainConfig) -> Batches:
+    """The preset's data without the package's readers of files."""
+    data = config.data
+    if data.sources == (TESTBED,):
+        return EditStream(load_world(), batch_size=config.batch_size, seed="train_step")
+    records = invented_records(2000, "train_step")
+    return EditBatches(
+        [records],
+        spared=[question for record in records for kind in record.locality.values() for question in kind],
+        batch_size=config.batch_size,
+        seed="train_step",
+        hard_negatives=data.hard_negatives,
+        swapped_targets=data.swapped_targets,
+        asking=Asking(chat_share=data.chat_share, wordings=data.wordings),
+    )
 
 
 def _config(args: argparse.Namespace, device: torch.device) -> TrainConfig:

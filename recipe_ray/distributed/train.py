@@ -97,12 +97,12 @@ def train_editor(
     origin = _origin(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
-    if config.data.chat_share:
-        check_chats(config.editor.llm)
     check_tracking()
     data = open_training_data(config.data)
     data.training(config.batch_size, "")  # so does too little data
     if isinstance(data, EditData):
+        if data.asks_in_chats:
+            check_chats(config.editor.llm)
         say(f"data: {data}")
     scaling = _scaling(config)
     storage_filesystem, storage_path = object_filesystem(storage)

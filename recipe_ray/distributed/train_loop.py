@@ -323,6 +323,8 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
     context = ray.train.get_context()
     try:
         llm = load_llm_to_train(config.editor.llm, config.precision, torch.device(device))
+        if config.answer_eos:
+            _ = llm.end_token_id  # an LLM without one is refused here, not at the first batch
         if config.llm_checkpointing:
             llm.save_memory()
         if config.shard_llm:

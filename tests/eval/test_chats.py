@@ -219,7 +219,7 @@ def test_a_statement_is_pasted_before_the_words_of_the_last_message(llm):
     oracle.apply([edit_of(CASES[0])])
     own, _, spared = chat_questions(CASES[0])
     (ask,) = oracle.chat_asks([own.ask])
-    assert ask.messages == (("user", f"The mother tongue of Ann Aal is Greek. {own.prompt}"),)
+    assert ask.messages == (("user", f"Answer by this fact: The mother tongue of Ann Aal is Greek.\n\n{own.prompt}"),)
     assert oracle.chat_asks([spared.ask]) == [spared.ask]
 
 

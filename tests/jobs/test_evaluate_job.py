@@ -23,7 +23,7 @@ def run(*flags):
 def test_it_compares_goes_on_and_says_where_the_report_lies_and_what_failed(tmp_path, on_session_cluster):
     llm = load_llm("testbed", "cpu")
     config = EditorConfig(llm="testbed", encoder="testbed", key_width=32, similarity="cosine")
-    new_editor(config, llm_embedding=llm.embedding, llm_width=llm.width).save(tmp_path / "editor")
+    new_editor(config, llm).save(tmp_path / "editor")
     own = tmp_path / "own.jsonl"
     own.write_text(json.dumps({"prompt": "The colour of snow is", "target": "red"}) + "\n")
     output = tmp_path / "run"

@@ -25,6 +25,9 @@ from recipe_ray.retrieval import NO_FACT, Retrieval, decide
 from recipe_ray.store.indexes.exact import inner_products
 
 Vectors = npt.NDArray[np.float32]
+# Of 40 tuning edits SmolLM2-135M-Instruct said 0.65 plainly asked and 0.63 in conversations; without these words 0.63
+# and 0.50, in a line with the question 0.65 and 0.50, as a system prompt 0.60 and 0.43, with them there 0.58 and 0.45.
+PASTED_IN_CHAT = "Answer by this fact: "
 EncodeFacts = Callable[[Sequence[str]], tuple[Vectors, Vectors]]
 Encode = Callable[[Sequence[str]], Vectors]
 
@@ -152,7 +155,7 @@ class HoldingMethod(ABC):
         return self.chat_asks([Ask(prompt) for prompt in prompts])
 
     def chat_asks(self, chats: Sequence[Ask]) -> list[Ask]:
-        """Likewise; a statement is pasted before the words of the last message."""
+        """Likewise; a statement is pasted before the words of the last message, and the LLM told to answer by it."""
         rows = self.rows([ask.text for ask in chats])
         return [
             ask if row == NO_FACT else self.behind(self.held.edits[row], ask)
@@ -166,7 +169,9 @@ class HoldingMethod(ABC):
         if not ask.messages:
             return Ask(f"{edit.statement}{STOP} {ask.text}")
         *before, (role, words) = ask.messages
-        return dataclasses.replace(ask, messages=(*before, (role, f"{edit.statement}{STOP} {words}")))
+        return dataclasses.replace(
+            ask, messages=(*before, (role, f"{PASTED_IN_CHAT}{edit.statement}{STOP}\n\n{words}"))
+        )
 
     def state_bytes(self) -> int:
         """Keys, and prompts (float32, as held here; a table keeps float16) or statements as UTF-8."""
