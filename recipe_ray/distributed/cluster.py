@@ -1,6 +1,7 @@
 """Joining the cluster that was named, or starting one on this machine."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -74,10 +75,11 @@ def connect(
     Raises:
         ServiceError: no cluster is where RAY_ADDRESS says.
     """
+    level = logging.INFO if show_workers else logging.WARNING
     if address := os.environ.get("RAY_ADDRESS"):
         try:
             told = {"env_vars": {"RAY_ADDRESS": address}} if training else None
-            ray.init(log_to_driver=show_workers, runtime_env=told)
+            ray.init(log_to_driver=show_workers, runtime_env=told, logging_level=level)
         except (ConnectionError, ValueError) as error:
             raise ServiceError(
                 f"no Ray cluster answers at RAY_ADDRESS {address!r} ({' '.join(str(error).split())[:200]}); "
@@ -92,7 +94,13 @@ def connect(
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
     _schedule(bulk=bulk)
     with _environment({**_address(), **(NO_TELEMETRY if bulk else {})}):
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, log_to_driver=show_workers)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=show_workers,
+            logging_level=level,
+        )
 
 
 def _address() -> dict[str, str]:
