@@ -135,7 +135,7 @@ def main() -> None:
     llm = load_llm(args.llm)
     unedited = plain_reader(llm)
     found: dict[str, Any] = {}
-    connect(show_workers=True)
+    connect(training=True)
     try:
         for name in args.variants:
             training = train(name, args)

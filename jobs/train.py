@@ -12,7 +12,7 @@ from recipe_ray.distributed.train_loop import describe
 def main(args: TrainArgs) -> None:
     """Jointly train retriever, prompt encoder and Knowledge Sentinel; without flags, the testbed's editor."""
     config = args.config()  # a wrong option is found before a cluster starts
-    connect(show_workers=True)
+    connect(training=True)
     try:
         report = train_editor(config, run=args.run_name, storage=args.storage, output=args.output_folder)
     finally:

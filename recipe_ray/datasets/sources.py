@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,6 +173,13 @@ class EditData:
             seed=seed,
             asking=self._asking,
         )
+
+    @property
+    def asks_in_chats(self) -> bool:
+        """Whether any question may be one that the LLM reads through its chat template."""
+        records = itertools.chain(*self.training_edits, *self.tuning_edits)
+        reworded = (one for record in records for sort in record.generality.values() for one in sort)
+        return self.config.chat_share > 0 or any(one.messages for one in (*self.spared, *reworded))
 
     def sample(self, num_edits: int, seed: str) -> list[EditExample]:
         """As in `TrainingData`."""

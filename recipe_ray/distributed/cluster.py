@@ -1,6 +1,7 @@
 """Joining the cluster that was named, or starting one on this machine."""
 
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -53,7 +54,9 @@ class Holding:
     cpus: float
 
 
-def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bool = False) -> None:
+def connect(
+    *, num_cpus: int | None = None, training: bool = False, bulk: bool = False, show_workers: bool = False
+) -> None:
     """Join the cluster that RAY_ADDRESS names, as it does in every submitted job; else start one for this process.
 
     A cluster that merely happens to run on the machine is not joined: it may belong to another job and end with it.
@@ -62,19 +65,21 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
 
     Args:
         num_cpus: CPUs that a started cluster reports; None counts the machine's.
-        show_workers: print what tasks and actors print. The dashboard then runs too: Ray Train asks its state API about
-            the run every second, and would complain on the console as often.
+        training: of a cluster that is joined, too, every process is told the address: a helper of Ray Train's asks for
+            it.
         bulk: of a started cluster only throughput counts. It collects no metrics and no events of tasks, which nothing
             could read but what scrapes its nodes; and its processes and this one do not interrupt each other when they
             wake (SCHED_BATCH), but wait for their turn.
+        show_workers: print what tasks and actors print, and their libraries, each line behind the name of its process.
 
     Raises:
         ServiceError: no cluster is where RAY_ADDRESS says.
     """
+    level = logging.INFO if show_workers else logging.WARNING
     if address := os.environ.get("RAY_ADDRESS"):
         try:
-            told = {"env_vars": {"RAY_ADDRESS": address}} if show_workers else None
-            ray.init(log_to_driver=show_workers, runtime_env=told)
+            told = {"env_vars": {"RAY_ADDRESS": address}} if training else None
+            ray.init(log_to_driver=show_workers, runtime_env=told, logging_level=level)
         except (ConnectionError, ValueError) as error:
             raise ServiceError(
                 f"no Ray cluster answers at RAY_ADDRESS {address!r} ({' '.join(str(error).split())[:200]}); "
@@ -89,7 +94,13 @@ def connect(*, num_cpus: int | None = None, show_workers: bool = False, bulk: bo
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(1000 * IDLE_WORKER_S))
     _schedule(bulk=bulk)
     with _environment({**_address(), **(NO_TELEMETRY if bulk else {})}):
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=show_workers, log_to_driver=show_workers)
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            log_to_driver=show_workers,
+            logging_level=level,
+        )
 
 
 def _address() -> dict[str, str]:

@@ -49,7 +49,7 @@ from recipe_ray.store.staging import (
     remove_staging,
     row_groups_by_bucket,
 )
-from recipe_ray.store.stored import missing_files
+from recipe_ray.store.stored import Progress, missing_files
 from recipe_ray.store.table import FactTable, Partition
 from recipe_ray.store.units import Unit
 from recipe_ray.store.upkeep.renewal import Renewal
@@ -100,12 +100,15 @@ class IngestReport:
     num_headers: int = 0
 
 
-def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -> IngestReport:
+def ingest(
+    config: IngestConfig, *, before_commit: BeforeCommit | None = None, show: Progress = progress
+) -> IngestReport:
     """Bring a table up to what a dump says, on the connected Ray cluster.
 
     Args:
         config: what, where to and with which resources.
         before_commit: see `BeforeCommit`; not told of a dump that was ingested before.
+        show: shows how far it is.
 
     Raises:
         FactError: the dump is missing, empty, all bad, or changes while it is read.
@@ -141,6 +144,7 @@ def ingest(config: IngestConfig, *, before_commit: BeforeCommit | None = None) -
         now=now,
         before_commit=before_commit,
         renewal=renewal,
+        show=show,
     )
     if table is None or config.again or not table.has_dump(dump_hash, as_of=job.dump_time):
         done = job.run()
@@ -225,6 +229,7 @@ class _Job:
     now: datetime
     before_commit: BeforeCommit | None
     renewal: Renewal
+    show: Progress
 
     def run(self) -> _Done:
         """Ingest, or find that another ingest of the same dump, which shares the staging, has done it meanwhile."""
@@ -277,7 +282,7 @@ class _Job:
     def _stage(self, staging: Staging) -> list[StagedSplit]:
         options = self.config.options()
         splits = split_files(self.files, options)
-        with progress("reading the dump", len(splits), unit="splits") as advance:
+        with self.show("reading the dump", len(splits), unit="splits") as advance:
             staged = stage_dump(splits, options, staging, now=self.now, renewal=self.renewal, progress=advance)
         if list_files(self.config.source) != tuple(self.files):
             staging.remove()
@@ -335,7 +340,7 @@ class _Job:
         """Files of the units; those that were written before are taken as they are."""
         files = _still_there(table, staging.finished_units())
         todo = [unit for unit in units if unit.digest not in files]
-        with progress("encoding", sum(unit.num_rows for unit in units), unit="facts") as advance:
+        with self.show("encoding", sum(unit.num_rows for unit in units), unit="facts") as advance:
             advance(sum(unit.num_rows for unit in units if unit.digest in files))
             if todo:
                 files |= encode_and_write(todo, groups, staging, table, self.encoders, progress=advance)

@@ -23,3 +23,9 @@ def progress(description: str, total: int, *, unit: str) -> Iterator[Callable[[i
         dynamic_ncols=True,
     ) as bar:
         yield lambda count: bar.update(count) and None
+
+
+def line(text: str) -> None:
+    """A line on standard output, above a bar that is being shown."""
+    tqdm.write(text)
+    sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Where a training's metrics go: console, TensorBoard, MLflow, a figure."""
+"""Where a training's metrics go: driver, TensorBoard, MLflow, a figure."""
 
 import dataclasses
 import os
@@ -7,10 +7,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ray.experimental import tqdm_ray
 from tensorboardX import SummaryWriter
 
 from recipe_ray.config import TrainConfig
+from recipe_ray.distributed.telling import Tell, Told
 from recipe_ray.errors import ConfigError
 from recipe_ray.store import files
 
@@ -28,20 +28,22 @@ class Tracker:
         run: name of the run.
         folder: the run's, local or s3://; TensorBoard's events lie in it.
         config: logged as MLflow's parameters.
+        tell: the driver, of lines and of steps.
         first, num_steps: where this start begins, and all steps.
         enabled: whether anything is written.
     """
 
     def __init__(
-        self, run: str, folder: str, config: TrainConfig, *, first: int, num_steps: int, enabled: bool
+        self, run: str, folder: str, config: TrainConfig, *, tell: Tell, first: int, num_steps: int, enabled: bool
     ) -> None:
         self._enabled = enabled
         if not enabled:
             return
         self._num_steps = num_steps
-        self._first = first
-        self._bar: Any = tqdm_ray.tqdm(total=num_steps, desc=f"training {run}", position=0)
-        self._bar.update(first)
+        self._done = first
+        self._tell = tell
+        if first:
+            tell(Told(line=f"going on behind step {first}", num_done=first))
         # Events behind the checkpoint that is continued from are those of steps to be taken again.
         self._board = SummaryWriter(files.join(folder, TENSORBOARD_FOLDER), purge_step=first or None)
         self._mlflow = _start_mlflow(run, config)
@@ -54,24 +56,22 @@ class Tracker:
     ) -> None:
         if not self._enabled:
             return
-        self._bar.close()
         self._board.close()
         if self._mlflow is not None:
             self._mlflow.end_run("FINISHED" if error is None else "FAILED")
 
     def line(self, text: str) -> None:
-        """A line on the console."""
+        """A line for the console."""
         if self._enabled:
-            print(text, flush=True)
+            self._tell(Told(line=text))
 
     def step(self, step: int, metrics: Mapping[str, float], *, lr: float) -> None:
         """Means since the last call."""
         if not self._enabled:
             return
         shown = " ".join(f"{name} {metrics[name]:.3f}" for name in _SHOWN if name in metrics)
-        self.line(f"step {step}/{self._num_steps} {shown}")
-        self._bar.update(step - self._first)
-        self._first = step
+        self._tell(Told(line=f"step {step}/{self._num_steps} {shown}", num_done=step - self._done))
+        self._done = step
         self._write(step, {**metrics, "learning_rate": lr}, "training")
 
     def tuning(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -5,18 +5,21 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train.torch
-from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, Result, RunConfig, ScalingConfig, UserCallback
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from recipe_ray.config import TrainConfig
 from recipe_ray.datasets.sources import EditData, absolute_sources, open_training_data
+from recipe_ray.distributed.progress import line, progress
 from recipe_ray.distributed.provenance import command_line, commit
+from recipe_ray.distributed.telling import Tell, Told, listening
 from recipe_ray.distributed.tracking import check_tracking
 from recipe_ray.distributed.train_loop import EDITOR_FOLDER, WorkerArgs, train_worker
 from recipe_ray.errors import ConfigError, OutputError, RecipeError
@@ -28,6 +31,7 @@ from recipe_ray.model.llm import llm_width
 from recipe_ray.published import CARD_FILE
 from recipe_ray.store import files
 from recipe_ray.store.objects import object_filesystem
+from recipe_ray.store.stored import Progress
 
 KEEP_CHECKPOINTS = 2
 MAX_WORKER_RESTARTS = 2
@@ -60,12 +64,22 @@ class TrainReport:
     after: dict[str, float]
 
 
-def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) -> TrainReport:
+def train_editor(
+    config: TrainConfig,
+    *,
+    run: str,
+    storage: str,
+    output: str,
+    show: Progress = progress,
+    say: Callable[[str], None] = line,
+) -> TrainReport:
     """Train on the connected Ray cluster; a run of that name in that storage is continued.
 
     Args:
         config: what to train, and how.
         run, storage, output: name of the run, folder of all runs, folder for the editor; see `TrainArgs`.
+        show: shows how many steps are done.
+        say: is given the metrics, a line each time.
 
     Raises:
         ConfigError: the run was begun with another configuration, or the cluster lacks what was asked for.
@@ -83,36 +97,41 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
     origin = _origin(config)
     llm_width(config.editor.llm)  # a wrong name fails here, before any worker starts
     check_encoder(config.editor.encoder)
-    if config.data.chat_share:
-        check_chats(config.editor.llm)
     check_tracking()
     data = open_training_data(config.data)
     data.training(config.batch_size, "")  # so does too little data
     if isinstance(data, EditData):
-        print(f"data: {data}", flush=True)
+        if data.asks_in_chats:
+            check_chats(config.editor.llm)
+        say(f"data: {data}")
     scaling = _scaling(config)
     storage_filesystem, storage_path = object_filesystem(storage)
     _claim_run(config, files.join(storage, run), output)
-    trainer = ray.train.torch.TorchTrainer(
-        train_worker,
-        train_loop_config={"args": WorkerArgs(config=config, run=run, folder=files.join(storage, run), origin=origin)},
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name=run,
-            storage_path=storage_path,
-            storage_filesystem=storage_filesystem,  # with our timeouts and retries, and for roles of one prefix
-            failure_config=FailureConfig(max_failures=MAX_WORKER_RESTARTS),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score", checkpoint_score_order="max"
-            ),
-        ),
-    )
-    try:
-        result = trainer.fit()
-    except TrainingFailedError as error:
-        raise _user_fault(error) or error from error
-    if isinstance(result.return_value, RecipeError):
-        raise result.return_value
+    with show("training", config.num_steps, unit="steps") as advance:
+
+        def hear(told: Told) -> None:
+            if told.line:
+                say(told.line)
+            advance(told.num_done)
+
+        with listening(hear) as tell:
+            folder = files.join(storage, run)
+            trainer = ray.train.torch.TorchTrainer(
+                train_worker,
+                train_loop_config={"args": WorkerArgs(config=config, run=run, folder=folder, origin=origin, tell=tell)},
+                scaling_config=scaling,
+                run_config=RunConfig(
+                    name=run,
+                    storage_path=storage_path,
+                    storage_filesystem=storage_filesystem,  # with our timeouts and retries, and for roles of one prefix
+                    failure_config=FailureConfig(max_failures=MAX_WORKER_RESTARTS),
+                    checkpoint_config=CheckpointConfig(
+                        num_to_keep=KEEP_CHECKPOINTS, checkpoint_score_attribute="score", checkpoint_score_order="max"
+                    ),
+                    callbacks=[_TellsFailures(tell)],
+                ),
+            )
+            result = _fit(trainer)
     checkpoint, best = _best(result)
     if _fingerprint_at(output) != best["fingerprint"]:
         with checkpoint.as_directory() as folder:
@@ -129,6 +148,29 @@ def train_editor(config: TrainConfig, *, run: str, storage: str, output: str) ->
         before=best["before"],
         after=best["after"],
     )
+
+
+def _fit(trainer: ray.train.torch.TorchTrainer) -> Result:
+    """Train, and raise the fault of user or data that ended it, if one did."""
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _user_fault(error) or error from error
+    if isinstance(result.return_value, RecipeError):
+        raise result.return_value
+    return result
+
+
+class _TellsFailures(UserCallback):
+    """Tells the driver of workers that failed, which Ray Train starts again without a word to it."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called where Ray Train watches over the workers."""
+        for rank, error in worker_exceptions.items():
+            self._tell(Told(line=f"worker {rank} failed: {' '.join(str(error).split())[:200]}"))
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from recipe_ray.config import LossWeights, TrainConfig
 from recipe_ray.datasets.sources import TrainingData, open_training_data
+from recipe_ray.distributed.telling import Tell, to_nobody
 from recipe_ray.distributed.tracking import CURVE_FILE, Tracker, draw_curve
 from recipe_ray.errors import ModelError, OutputError, RecipeError
 from recipe_ray.examples import Batches
@@ -50,12 +51,14 @@ class WorkerArgs:
         run: name of the run.
         folder: the run's, local or s3://.
         origin: how the training was asked for, and what it goes on from, for the editor's card.
+        tell: the driver, of lines and of steps.
     """
 
     config: TrainConfig
     run: str
     folder: str
     origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tell: Tell = to_nobody
 
 
 def train_worker(arguments: dict[str, Any]) -> RecipeError | None:
@@ -128,6 +131,7 @@ class _Loop:
             self.args.run,
             self.args.folder,
             config,
+            tell=self.args.tell,
             first=self.first,
             num_steps=config.num_steps,
             enabled=self.rank == 0,
@@ -319,6 +323,8 @@ def _load(config: TrainConfig, device: Any) -> tuple[JointTraining, TrainingData
     context = ray.train.get_context()
     try:
         llm = load_llm_to_train(config.editor.llm, config.precision, torch.device(device))
+        if config.answer_eos:
+            _ = llm.end_token_id  # an LLM without one is refused here, not at the first batch
         if config.llm_checkpointing:
             llm.save_memory()
         if config.shard_llm:

@@ -224,7 +224,7 @@ class BatchMaker:
     def _answer(self, question: Question) -> list[int]:
         """An answer that goes on in a text, or that stands by itself in a chat."""
         ids = self.llm.tokenize_answer(f"{'' if question.messages else ' '}{question.target}{self.answer_end}")
-        return [*ids, self.llm.eos_token_ids[0]] if self.answer_eos else ids
+        return [*ids, self.llm.end_token_id] if self.answer_eos else ids
 
     def _asked(self, num_edits: int, seed: int) -> tuple[list["_Question"], list["_Question"]]:
         """The questions of reliability and generality, and in which contrastive term each counts."""

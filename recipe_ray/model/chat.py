@@ -116,13 +116,13 @@ def check_chats(name: str) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source)
     if not tokenizer.chat_template:
         raise ModelError(
-            f"llm {name}: has no chat template, so it cannot be asked in chats; set data.chat_share to 0, or give an "
-            "LLM that was made for chats"
+            f"llm {name}: has no chat template, so it cannot be asked in chats; set data.chat_share to 0 and leave "
+            "'messages' out of the edits, or give an LLM that was made for chats"
         )
     try:
         chat_token_ids(tokenizer, [("user", "Hello."), ("assistant", "Hello."), ("user", "Where?")])
     except ModelError as error:
-        raise ModelError(f"llm {name}: {error}; set data.chat_share to 0, or mend the template") from error
+        raise ModelError(f"llm {name}: {error}; ask it in no chats, or mend the template") from error
 
 
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:

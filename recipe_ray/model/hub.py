@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import (
 
 from recipe_ray.config import TESTBED, Precision
 from recipe_ray.errors import ConfigError, ModelError
-from recipe_ray.model.weights import PACKAGED, dequantised, packaged
+from recipe_ray.model.weights import PACKAGED, dequantised, packaged, without_bars
 
 SHORT_NAMES = (TESTBED, *PACKAGED)
 GGUF_SUFFIX = ".gguf"
@@ -72,9 +72,10 @@ def _is_path(name: str) -> bool:
 
 @contextlib.contextmanager
 def loading(name: str, part: str) -> Iterator[None]:
-    """Translate what goes wrong while transformers loads a model into one `ModelError`."""
+    """Translate what goes wrong while transformers loads a model into one `ModelError`; no bar is shown."""
     try:
-        yield
+        with without_bars():
+            yield
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(

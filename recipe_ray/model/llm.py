@@ -124,6 +124,18 @@ class FrozenLLM:
         for layer in layers_of(self.model):
             fully_shard(layer)
 
+    @property
+    def end_token_id(self) -> int:
+        """The token that ends an answer: the tokenizer's own, which of chat models is that of a turn.
+
+        Raises:
+            ModelError: the LLM has none.
+        """
+        own = self.tokenizer.eos_token_id
+        if own is None and not self.eos_token_ids:
+            raise ModelError(f"llm {self.name}: names no token that ends a text; set answer_eos to false")
+        return int(own if own is not None else self.eos_token_ids[0])
+
     def check_prompt_width(self, width: int) -> None:
         """Refuse continuous prompts that were made for an LLM of another width.
 

@@ -225,14 +225,23 @@ def _keep_tokens_of_the_llm(path: Path, vocabulary: int) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without transformers' progress bars and reports; one of the bars can only be caught on its way to stderr."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
+        with without_bars(), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Without transformers' progress bars: a job has one of its own, and a log is no place for any."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         if bars:
             logging.enable_progress_bar()
 

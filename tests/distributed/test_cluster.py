@@ -78,7 +78,7 @@ JOB = """
 import ray
 from ray.util.state.state_cli import services
 from recipe_ray.distributed.cluster import connect
-connect(num_cpus=1, show_workers=True)
+connect(num_cpus=1, training=True)
 found = ray.get(ray.remote(num_cpus=0.1)(lambda: services.canonicalize_bootstrap_address_or_die(None)).remote())
 print(found, ray.get_runtime_context().gcs_address)
 """

@@ -1,4 +1,4 @@
-"""Where a training's metrics go: TensorBoard's events, MLflow where it is asked for, a figure."""
+"""Where a training's metrics go: the driver, TensorBoard's events, MLflow where it is asked for, a figure."""
 
 import struct
 import sys
@@ -6,17 +6,21 @@ import sys
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from recipe_ray.distributed.telling import Told
 from recipe_ray.distributed.tracking import Tracker, check_tracking, draw_curve
 from recipe_ray.errors import ConfigError
 from recipe_ray.presets import smoke
 
 
 def track(folder, *, first=0, last=4, enabled=True):
-    with Tracker("mine", str(folder), smoke(), first=first, num_steps=4, enabled=enabled) as tracker:
+    """What the driver is told."""
+    told = []
+    with Tracker("mine", str(folder), smoke(), tell=told.append, first=first, num_steps=4, enabled=enabled) as tracker:
         for step in range(first + 1, last + 1):
             tracker.step(step, {"neighbour": 1 / step, "edits_per_s": 7.0}, lr=0.1)
         tracker.tuning(last, {"score": 0.5})
         tracker.line("done")
+    return told
 
 
 def scalars(folder):
@@ -38,20 +42,25 @@ def no_mlflow(monkeypatch):
 
 
 def test_metrics_are_tensorboards_events_and_lines(tmp_path, no_mlflow, capsys):
-    track(tmp_path)
+    told = track(tmp_path)
     found = scalars(tmp_path)
     assert found["training/neighbour", 4] == 0.25
     assert found["training/learning_rate", 1] == pytest.approx(0.1)
     assert found["tuning/score", 4] == 0.5
-    printed = capsys.readouterr().out
-    assert "step 2/4 neighbour 0.500 edits_per_s 7.000" in printed
-    assert "done" in printed
+    assert told[1] == Told(line="step 2/4 neighbour 0.500 edits_per_s 7.000", num_done=1)
+    assert told[-1] == Told(line="done")
+    assert "".join(capsys.readouterr()) == ""  # it would come behind the name of an actor
 
 
-def test_other_workers_write_nothing(tmp_path, no_mlflow, capsys):
-    track(tmp_path, enabled=False)
+def test_a_resumed_training_tells_where_it_goes_on(tmp_path, no_mlflow):
+    told = track(tmp_path, first=3)
+    assert told[0] == Told(line="going on behind step 3", num_done=3)
+    assert sum(one.num_done for one in told) == 4
+
+
+def test_other_workers_write_and_tell_nothing(tmp_path, no_mlflow):
+    assert track(tmp_path, enabled=False) == []
     assert not list(tmp_path.iterdir())
-    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # MLflow's own, of its store of files

@@ -41,7 +41,13 @@ def test_two_workers_train_an_editor_of_ones_own_edits_and_a_second_start_only_f
     models = dataclasses.replace(config.editor, llm="weights/llm", encoder="./weights/encoder")
     config = dataclasses.replace(config, editor=models)
     report = train(config, tmp_path)
-    assert "200 edits read, 200 kept" in capsys.readouterr().out
+    printed, shown = capsys.readouterr()
+    data, before, *steps, after = printed.splitlines()  # and nothing of what Ray and libraries say
+    assert "200 edits read, 200 kept" in data
+    assert before.startswith("before: neighbour ")
+    assert [line.split()[:2] for line in steps] == [["step", f"{number}/4"] for number in range(1, 5)]
+    assert after.startswith("after: neighbour ")
+    assert "4/4" in shown
     assert report.num_steps == report.num_steps_now == 4
     editor = load_editor(report.editor, "cpu")
     assert editor.fingerprint() == report.fingerprint

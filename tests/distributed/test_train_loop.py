@@ -154,10 +154,18 @@ def test_a_damaged_checkpoint_is_named(train, undisturbed, tmp_path):
     assert not worker.checkpoints
 
 
-def test_chats_for_an_llm_without_template_are_refused_before_anything_is_begun(tmp_path):
-    data = DataConfig(sources=(f"edits:{tmp_path}/edits.jsonl",), chat_share=0.5)
+@pytest.mark.parametrize(("chat_share", "sort"), [(0.5, None), (0.0, "generality"), (0.0, "locality")])
+def test_chats_for_an_llm_without_template_are_refused_before_anything_is_begun(tmp_path, chat_share, sort):
+    edits = [{"prompt": f"The height of peak {row} is", "target": f"{row} metres"} for row in range(200)]
+    edits[0]["locality"] = [{"prompt": "The height of a door is", "target": "two metres"}]
+    if sort:
+        edits[7][sort] = [{"messages": [{"role": "user", "content": "How high is it?"}], "target": "7 metres"}]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    data = DataConfig(sources=(f"edits:{tmp_path}/edits.jsonl",), chat_share=chat_share)
     config = dataclasses.replace(smoke(), data=data)
-    with pytest.raises(ModelError, match=r"^llm testbed: has no chat template, .*; set data\.chat_share to 0, or give"):
+    with pytest.raises(
+        ModelError, match=r"^llm testbed: has no chat template, .*; set data\.chat_share to 0 and leave"
+    ):
         train_editor(config, run="run", storage=str(tmp_path / "runs"), output=str(tmp_path / "editor"))
     assert not list(tmp_path.rglob("train_config.json"))
 

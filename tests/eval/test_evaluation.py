@@ -145,6 +145,16 @@ def test_each_group_is_edited_apart_and_undone_in_calls_as_the_mode_says(llm):
         assert (result.num_cases, result.free["generality"].n) == (4, 4)
 
 
+def test_edits_that_nothing_is_asked_about_are_in_force_beside_each_group(llm):
+    ant, bee, *others = CASES
+    method = Parrot(llm)
+    result = evaluate_cell(method, [ant, bee], settings(3), unedited=unedited_of(llm), bystanders=others)
+    assert method.calls == [["ant", "cat", "dog"], ["bee", "cat", "dog"]]
+    assert (result.num_cases, result.settings.num_edits, result.free["reliability"].n) == (2, 3, 2)
+    with pytest.raises(ConfigError, match="2 cases cannot be taken in groups of 0"):
+        evaluate_cell(method, [ant, bee], settings(2), unedited=unedited_of(llm), bystanders=others)
+
+
 def test_only_what_is_exactly_right_counts_and_locality_is_what_the_unedited_llm_says(llm):
     class Sloppy(Parrot):
         def say(self, text):

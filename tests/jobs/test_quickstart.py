@@ -1,7 +1,10 @@
 """The first command of a newcomer, with a training that teaches nothing."""
 
+import dataclasses
+import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.quickstart import MARK_FILE, QuickstartArgs, _emptied
-from recipe_ray.errors import ConfigError, OutputError
+from jobs.quickstart import LOG_FILE, MARK_FILE, PLANS, QuickstartArgs, _emptied, main
+from recipe_ray.config import INVENTED
+from recipe_ray.errors import ConfigError, EditorError, OutputError
 from recipe_ray.eval.cases import SORTS
+from recipe_ray.presets import SMOLLM2, preset
 
 JOB = Path(__file__).parents[2] / "jobs" / "quickstart.py"
 
@@ -31,8 +36,41 @@ def test_only_a_folder_of_an_earlier_quickstart_is_emptied(tmp_path):
 
 
 def test_no_edits_at_all_are_refused():
-    with pytest.raises(ConfigError, match="--num-edits is 0; give 1 or more"):
-        QuickstartArgs(num_edits=0)
+    for name in ("num-edits", "num-asked"):
+        with pytest.raises(ConfigError, match=f"--{name} is 0; give 1 or more"):
+            QuickstartArgs(**{name.replace("-", "_"): 0})
+
+
+def test_what_fails_names_the_log_in_one_line(tmp_path, capfd):
+    output = tmp_path / "runs"
+    with pytest.raises(EditorError) as failed:
+        main(QuickstartArgs(output=output, start=str(tmp_path / "none")))
+    log = output / LOG_FILE
+    assert str(failed.value).endswith(f"(all that was said: {log})")
+    assert "\n" not in str(failed.value)
+    assert "EditorError" in log.read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_real_llm_goes_on_from_its_published_editor_and_the_testbed_from_nothing(monkeypatch, tmp_path):
+    assert QuickstartArgs(llm="testbed").training() == preset("testbed")
+    # In the place of the published editor: what would be trained is read from its card.
+    monkeypatch.chdir(tmp_path)
+    config = dataclasses.replace(preset(SMOLLM2).editor, key_width=64)
+    card = {"config": config.to_dict(), "fingerprint": "0", "llm_width": 576, "frozen_encoder": "0"}
+    (tmp_path / SMOLLM2).mkdir()
+    (tmp_path / SMOLLM2 / "editor.json").write_text(json.dumps(card))
+    training = QuickstartArgs(num_steps=3).training()
+    assert (training.start, training.editor.key_width, training.num_steps) == (SMOLLM2, 64, 3)
+    assert training.data.sources == (INVENTED,)
+    assert training.prompt_lr < preset(SMOLLM2).prompt_lr
+
+
+def test_fewer_edits_than_are_there_may_be_asked_about():
+    assert QuickstartArgs().asked == PLANS[SMOLLM2].num_asked
+    assert QuickstartArgs(num_edits=20).asked == 20
+    assert QuickstartArgs(num_asked=3).asked == 3
+    assert QuickstartArgs(llm="testbed").asked == 1000
 
 
 @pytest.mark.ray
@@ -42,8 +80,9 @@ def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
     # A proxy that leads out of a machine is not asked for what lies on it.
     environment |= {"HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9", "RECIPE_RAY_TEST": str(tmp_path)}
     output = tmp_path / "runs"
+    numbers = ("--num-edits", "20", "--num-asked", "10")
     done = subprocess.run(
-        [sys.executable, JOB, "--preset", "smoke", "--num-edits", "20", "--output", output],
+        [sys.executable, JOB, "--llm", "testbed", "--preset", "smoke", *numbers, "--output", output],
         env=environment,
         capture_output=True,
         text=True,
@@ -65,6 +104,9 @@ def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
     assert report["serving"]["ttft_ratio"] > 0 < report["serving"]["tokens_per_s_ratio"]
     assert report["training"]["num_steps"] == 4
     assert {"seconds", "versions"} <= set(report)
+    assert report["llm"] == "testbed"
+    assert set(report["weights"]) == {"package", "version", "sha256"}
+    assert_reads_well(done)
     assert f"report {output / 'report.json'}" in done.stdout
     assert json.loads((output / "editor" / "editor.json").read_text())["data"] == {"sources": ["testbed"]}
     assert not (tmp_path / ".ray").exists()
@@ -73,6 +115,19 @@ def test_the_whole_loop_ends_with_a_report_and_leaves_nothing_behind(tmp_path):
     while (left := still_running(f"RECIPE_RAY_TEST={tmp_path}")) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []
+
+
+def assert_reads_well(done):
+    """A newcomer sees five steps and what came of them, and nothing of what Ray and other libraries say."""
+    assert done.stderr == ""
+    assert not re.search(r"pid=|LOAD REPORT|Loading weights|WARNING|INFO|Traceback|\r|\x1b", done.stdout)
+    lines = done.stdout.splitlines()
+    titles = [line for line in lines if re.match(r"\d/5  ", line)]
+    assert [title[:3] for title in titles] == [f"{number}/5" for number in range(1, 6)]
+    assert "10 of them asked about" in titles[-1]
+    for begin, end in itertools.pairwise([*map(lines.index, titles), len(lines)]):
+        of_step = lines[begin:end]
+        assert sum(line.startswith("     done in ") for line in of_step) == 1
 
 
 def still_running(mark):

@@ -153,8 +153,10 @@ def test_an_llm_that_no_chat_can_be_trained_for_is_told_in_one_line(tmp_path):
 
     check(SMOLLM)
     check(MISTRAL)
-    with pytest.raises(ModelError, match=rf"^llm {tmp_path}: the LLM's chat template does not take .*: one turn; set"):
+    with pytest.raises(
+        ModelError, match=rf"^llm {tmp_path}: the LLM's chat template does not take .*: one turn; ask it in"
+    ):
         check("{% if messages|length > 1 %}{{ raise_exception('one\nturn') }}{% endif %}")
     (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(ModelError, match=rf"^llm {tmp_path}: has no chat template, .*; set data\.chat_share to 0, or"):
+    with pytest.raises(ModelError, match=rf"^llm {tmp_path}: has no chat template, .*; set data\.chat_share to 0 and"):
         check(None)

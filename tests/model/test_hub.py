@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from recipe_ray.config import TESTBED
 from recipe_ray.model.hub import SHORT_NAMES, absolute_model, computing_in, pick_device
+from recipe_ray.model.llm import load_llm
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,8 @@ def test_a_gpu_computes_attention_without_cudnn_which_plans_each_new_shape(monke
     assert torch.backends.cuda.cudnn_sdp_enabled()
     assert pick_device("auto").type == "cuda"
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+def test_loading_a_model_says_nothing(capfd):
+    load_llm(TESTBED, "cpu")
+    assert capfd.readouterr() == ("", "")

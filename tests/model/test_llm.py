@@ -343,3 +343,15 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
         load_llm(str(tmp_path), "cpu")
     with pytest.raises(ConfigError, match="device is 'tpu9'"):
         load_llm(str(tmp_path), "tpu9")
+
+
+def test_an_answer_ends_with_the_tokenizers_own_end_which_an_llm_may_lack():
+    llm = tiny_llm()
+    assert llm.end_token_id == llm.tokenizer.eos_token_id == EOS
+    llm.eos_token_ids = [7, EOS]  # as of chat models whose generation config names the end of a text first
+    assert llm.end_token_id == EOS
+    llm.tokenizer.eos_token = None
+    assert llm.end_token_id == 7
+    llm.eos_token_ids = []
+    with pytest.raises(ModelError, match="names no token that ends a text; set answer_eos to false"):
+        _ = llm.end_token_id

@@ -13,7 +13,6 @@ from recipe_ray.model.batch import BatchMaker
 from recipe_ray.model.editor import load_editor, new_editor
 from recipe_ray.model.joint import JointTraining
 from recipe_ray.model.prompt_encoder import (
-    NUM_FREE_TOKENS,
     NUM_STATEMENT_TOKENS,
     StatementPromptEncoder,
     StatementReader,
@@ -72,14 +71,14 @@ def test_padding_changes_no_prompt_and_a_batch_is_its_rows(family):
     assert ((together - other_key).abs().amax((1, 2)) > 1e-3).all(), "a prompt is made of the key too"
 
 
-def test_before_training_the_last_virtual_tokens_copy_the_statements_last_tokens():
+def test_before_training_the_virtual_tokens_in_the_middle_copy_the_statements_last_tokens():
     torch.manual_seed(0)
     llm = tiny_llm()
     encoder = StatementPromptEncoder(KEY_WIDTH, NUM_VIRTUAL, LLM_WIDTH)
     encoder.scale.fill_(0.5)
     prompts = made(encoder, reader_of(llm), STATEMENTS[1:2], torch.zeros(1, KEY_WIDTH))[0]
     copied = llm.embedding(torch.tensor(llm.tokenize_answer(STATEMENTS[1])[-3:]))
-    similarity = torch.cosine_similarity(prompts[NUM_FREE_TOKENS:], copied)
+    similarity = torch.cosine_similarity(prompts[1:-1], copied)
     assert (similarity > 0.9).all()
 
 
@@ -180,4 +179,4 @@ def test_a_new_editor_of_statements_reads_with_the_llm_that_it_is_made_for(tmp_p
     _, prompts = editor.encode_facts(STATEMENTS)
     own = llm.embedding(torch.arange(259)).std().item()
     assert editor.prompt_encoder.scale.item() == pytest.approx(own, rel=0.1)
-    assert prompts[:, NUM_FREE_TOKENS:].std() == pytest.approx(own, rel=0.5)
+    assert prompts[:, 1:-1].std() == pytest.approx(own, rel=0.5)
