@@ -111,9 +111,9 @@ PLANS = {
     # The published editor is trained already: rates a tenth of those it was trained at make it no worse.
     SMOLLM2: Plan(
         preset=SMOLLM2,
-        num_steps=60,
+        num_steps=40,
         settings=("encoder_lr=1e-5", "head_lr=5e-5", "prompt_lr=1e-4", "log_every=5"),
-        num_asked=100,
+        num_asked=60,
         num_speed_pairs=5,
     ),
     TESTBED: Plan(preset=TESTBED),
