@@ -58,6 +58,7 @@ from serving.settings import AppArgs, ModelArgs
 NUM_STEPS = 5
 SIMULTANEOUS = (1, 10, 100)  # and all of them
 NUM_QUESTIONS = 5
+LEAST_ASKED = 200  # with few in force, of many
 SPEED_TOKENS = 48
 SHOWN_CHARS = 60  # of an answer
 TIMEOUT_S = 300.0  # of a request, on a busy machine
@@ -418,8 +419,7 @@ def _measure_edits(
     counts = (*(number for number in SIMULTANEOUS if number < len(cases)), len(cases))
     with step.show("asking", len(counts) * len(methods), unit="tables") as advance:
         for num_edits in counts:
-            num = num_asked if num_edits == len(cases) else num_sampled(len(cases), num_edits, least=num_asked)
-            asked, bystanders = cases[:num], cases[num:] if num_edits == len(cases) else ()
+            asked, bystanders = _sample(cases, num_edits, num_asked)
             edits[str(num_edits)] = {}
             for method in methods:
                 answers, lookups = evaluate_counts(
@@ -430,6 +430,15 @@ def _measure_edits(
                     retrieval[str(num_edits)] = lookups[str(num_edits)]
                 advance(1)
     return edits, retrieval
+
+
+def _sample(
+    cases: tuple[EvalCase, ...], num_edits: int, num_asked: int
+) -> tuple[tuple[EvalCase, ...], tuple[EvalCase, ...]]:
+    """The edits that are asked about with so many in force, and those that are in force beside them."""
+    if num_edits > num_asked:
+        return cases[:num_asked], cases[num_asked:num_edits]
+    return cases[: num_sampled(num_asked, num_edits, least=min(num_asked, LEAST_ASKED))], ()
 
 
 def _methods(folder: Path, llm: FrozenLLM, cases: Sequence[EvalCase]) -> tuple[Method, ...]:

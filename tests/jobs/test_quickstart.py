@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs.quickstart import LOG_FILE, MARK_FILE, PLANS, QuickstartArgs, _emptied, main
+from jobs.quickstart import LOG_FILE, MARK_FILE, PLANS, QuickstartArgs, _emptied, _sample, main
 from recipe_ray.config import INVENTED
 from recipe_ray.errors import ConfigError, EditorError, OutputError
+from recipe_ray.eval import testbed
 from recipe_ray.eval.cases import SORTS
 from recipe_ray.presets import SMOLLM2, preset
 
@@ -64,6 +65,20 @@ def test_a_real_llm_goes_on_from_its_published_editor_and_the_testbed_from_nothi
     assert (training.start, training.editor.key_width, training.num_steps) == (SMOLLM2, 64, 3)
     assert training.data.sources == (INVENTED,)
     assert training.prompt_lr < preset(SMOLLM2).prompt_lr
+
+
+@pytest.mark.parametrize(
+    ("num_edits", "num_asked", "asked", "in_force"),
+    [(1, 60, 60, 1), (10, 64, 60, 10), (100, 60, 60, 100), (1000, 60, 60, 1000), (10, 1000, 200, 10), (1000,) * 4],
+)
+def test_as_many_edits_are_in_force_as_it_says_however_few_are_asked_about(num_edits, num_asked, asked, in_force):
+    cases = testbed.testbed_cases(1000)
+    sample, bystanders = _sample(cases, num_edits, num_asked)
+    assert sample == cases[:asked]
+    group = num_edits - len(bystanders)
+    assert len(sample) % group == 0
+    assert group + len(bystanders) == in_force
+    assert not set(sample) & set(bystanders)
 
 
 def test_fewer_edits_than_are_there_may_be_asked_about():
