@@ -31,6 +31,7 @@ class LlmShape:
 
 LLMS = {  # by the names of recipe_ray/presets.py; from their makers' configurations
     "testbed": LlmShape(width=128, num_layers=4, kv_width=128, num_parameters=1.1e6),
+    "smollm2-135m-instruct": LlmShape(width=576, num_layers=30, kv_width=192, num_parameters=0.1345e9),
     "laptop": LlmShape(width=896, num_layers=24, kv_width=128, num_parameters=0.494e9),
     "gpt2-xl": LlmShape(width=1600, num_layers=48, kv_width=1600, num_parameters=1.558e9),
     "gpt-j-6b": LlmShape(width=4096, num_layers=28, kv_width=4096, num_parameters=6.05e9),
@@ -54,6 +55,7 @@ class EncoderShape:
 
 ENCODERS = {
     "testbed": EncoderShape(width=192, layer_parameters=1.33e6, num_parameters=1.75e6),
+    "minilm-l6": EncoderShape(width=384, layer_parameters=10.6e6, num_parameters=22.7e6),
     "distilroberta": EncoderShape(width=768, layer_parameters=42.5e6, num_parameters=82e6),
     "roberta-base": EncoderShape(width=768, layer_parameters=85.1e6, num_parameters=125e6),
     "xlm-roberta-base": EncoderShape(width=768, layer_parameters=85.1e6, num_parameters=278e6),

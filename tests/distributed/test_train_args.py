@@ -83,7 +83,7 @@ def test_the_run_is_named_by_its_preset_and_the_editor_lies_in_its_folder():
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"preset": "nope"}, "preset is 'nope'; give one of .*smoke, testbed"),
+        ({"preset": "nope"}, "preset is 'nope'; give one of .*smoke, smollm2-135m-instruct, testbed"),
         ({"method": "nope"}, "method is 'nope'; give one of default"),
         ({"preset": "gpt2-xl"}, "data is empty"),
         ({"set": ("head_lr",)}, "set is 'head_lr'; give NAME=VALUE"),
