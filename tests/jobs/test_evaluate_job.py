@@ -31,9 +31,10 @@ def test_it_compares_goes_on_and_says_where_the_report_lies_and_what_failed(tmp_
     flags += ["--num-edits", "1", "2", "--modes", "single", "lifelong", "--editors", "unedited", "recipe", "oracle"]
     done = run(*flags, "--data", "testbed", f"edits:{own}")
     assert done.returncode == 2, done.stderr
-    where, counts, *failed = done.stdout.splitlines()
+    where, counts, chats, *failed = done.stdout.splitlines()
     assert where.startswith(f"report {output}/report.html")
     assert counts.startswith("6 cells measured, 6 of them now, 6 failed, ")
+    assert chats == "nothing was asked in chats: the LLM has no chat template"
     assert len(failed) == 6
     assert failed[0].startswith("failed: unedited on edits:own.jsonl, 1 single: ")
     code, said, complaint = on_session_cluster("evaluate", EvaluateArgs, *flags)
