@@ -116,7 +116,7 @@ class WriterDeployment:
             return
         # Here, not above: a writer of a fixed version needs nothing of what loads a model.
         from recipe_ray.model.editor import load_editor
-        from recipe_ray.model.llm import load_embedding
+        from recipe_ray.model.embedding import load_embedding
         from recipe_ray.model.prompt_encoder import StatementReader
 
         loaded = load_editor(localize_editor(editor), device)

@@ -21,9 +21,10 @@ from recipe_ray.eval.report.contents import FailedCell
 from recipe_ray.eval.results import Mode
 from recipe_ray.eval.testbed import testbed_cases, testbed_tuning_cases
 from recipe_ray.examples import EditExample, EditRecord, Question
+from recipe_ray.model.chat import has_chat_template
 from recipe_ray.model.editor import read_config, read_fingerprint
 from recipe_ray.model.hub import absolute_model
-from recipe_ray.model.llm import has_chat_template, llm_width
+from recipe_ray.model.llm import llm_width
 from recipe_ray.store import files
 
 NUM_TUNING = 300

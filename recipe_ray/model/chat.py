@@ -102,6 +102,15 @@ def chat_token_ids(
     return [int(token) for token in ids]
 
 
+def has_chat_template(name: str) -> bool:
+    """Whether an LLM's tokenizer lays out chats, from its files alone.
+
+    Raises:
+        ModelError: not there, or unreadable.
+    """
+    return bool(_tokenizer_of(name).chat_template)
+
+
 def check_chats(name: str) -> None:
     """Refuse an LLM that cannot be trained to be asked in chats.
 
@@ -111,9 +120,7 @@ def check_chats(name: str) -> None:
     Raises:
         ModelError: it has no chat template, or one that fails; or it cannot be loaded.
     """
-    source = model_source(name, "llm")
-    with loading(name, "LLM"):
-        tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = _tokenizer_of(name)
     if not tokenizer.chat_template:
         raise ModelError(
             f"llm {name}: has no chat template, so it cannot be asked in chats; set data.chat_share to 0 and leave "
@@ -123,6 +130,12 @@ def check_chats(name: str) -> None:
         chat_token_ids(tokenizer, [("user", "Hello."), ("assistant", "Hello."), ("user", "Where?")])
     except ModelError as error:
         raise ModelError(f"llm {name}: {error}; ask it in no chats, or mend the template") from error
+
+
+def _tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    source = model_source(name, "llm")
+    with loading(name, "LLM"):
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(source))
 
 
 def _refuse_control_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> None:

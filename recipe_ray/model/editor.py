@@ -21,9 +21,10 @@ from torch.nn import functional
 
 from recipe_ray.config import EditorConfig, EditorIdentity, editor_config_from_dict
 from recipe_ray.errors import ConfigError, EditorError, ModelError
+from recipe_ray.model.embedding import load_embedding
 from recipe_ray.model.encoder import TextEncoder, TokenIds, empty_encoder, load_encoder
 from recipe_ray.model.hub import pick_device
-from recipe_ray.model.llm import FrozenLLM, load_embedding
+from recipe_ray.model.llm import FrozenLLM
 from recipe_ray.model.prefetch import prefetched
 from recipe_ray.model.prompt_encoder import PromptEncoder, StatementPromptEncoder, StatementReader
 from recipe_ray.model.tensors import WEIGHTS_FILE, read_tensors, read_vector, write_whole

@@ -16,6 +16,7 @@ from torch import Tensor
 WEIGHTS_FILE = "editor.safetensors"
 INDEX_FILE = f"{WEIGHTS_FILE}.index.json"
 MAX_SHARD_BYTES = 4 * 2**20
+PUBLIC_MODE = 0o644
 _HEADER_BYTES = 2**16  # of a shard are left to the names and shapes of its tensors
 _PART = "#"  # before the number of a part, of a tensor that is too large for a shard; no name of a module holds it
 
@@ -44,6 +45,8 @@ def write_shards(tensors: Mapping[str, Tensor], folder: Path) -> None:
             num_rows = max(1, limit * len(tensor) // tensor.nbytes)
             parts |= {f"{name}{_PART}{number}": rows.clone() for number, rows in enumerate(tensor.split(num_rows))}
     save_torch_state_dict(parts, folder, filename_pattern="editor{suffix}.safetensors", max_shard_size=limit)
+    for file in folder.glob("editor*.safetensors"):
+        file.chmod(PUBLIC_MODE)  # safetensors lets the owner alone read, and a wheel keeps that
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from transformers import GenerationConfig
 
 from recipe_ray.errors import ConfigError, EditorError, ModelError
 from recipe_ray.model import llm as llm_module
-from recipe_ray.model.llm import COLUMNS_MULTIPLE, FrozenLLM, load_embedding, load_llm
+from recipe_ray.model.embedding import load_embedding
+from recipe_ray.model.llm import COLUMNS_MULTIPLE, FrozenLLM, load_llm
 from recipe_ray.model.prefix import pad_rows
 
 PROMPTS = ["The capital of Ruritania is", "Why?", "In 1897", "x"]

@@ -153,6 +153,7 @@ def test_no_file_is_larger_than_it_may_be_and_a_matrix_that_is_goes_in_parts(bas
     files = [file for file in large.rglob("*") if file.is_file()]
     assert MAX_SHARD_BYTES < 2 * 1500 * 1500
     assert max(file.stat().st_size for file in files) <= MAX_SHARD_BYTES
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o644}, "whoever installs a wheel is not who runs it"
     assert len([file for file in files if file.suffix == ".safetensors"]) > 3
     matrices = {
         name: one for file in large.glob("*.safetensors") for name, one in load_file(file).items() if one.ndim > 1
