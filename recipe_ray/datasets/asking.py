@@ -110,6 +110,16 @@ def is_held_out(record: EditRecord) -> bool:
     return may_be_held_out(record.prompt)
 
 
+def without_held_out(record: EditRecord) -> EditRecord:
+    """The record without questions to leave alone that ask, or may ask, for a relation held out."""
+    locality = {
+        kind: left
+        for kind, questions in record.locality.items()
+        if (left := tuple(one for one in questions if not may_be_held_out(one.prompt)))
+    }
+    return dataclasses.replace(record, locality=locality)
+
+
 def invented_records(num_records: int, seed: str, *, without: Sequence[str] = ()) -> tuple[EditRecord, ...]:
     """Facts about subjects that do not exist, of every relation with equal chance."""
     rng = random.Random(seed)

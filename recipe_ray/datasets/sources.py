@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from recipe_ray.config import INVENTED, TESTBED, DataConfig
-from recipe_ray.datasets.asking import Asking, invented_records, is_held_out, with_relation
+from recipe_ray.datasets.asking import Asking, invented_records, is_held_out, with_relation, without_held_out
 from recipe_ray.datasets.batches import EditBatches
 from recipe_ray.datasets.cleaning import Cleaned, clean
 from recipe_ray.datasets.forms import FORMS, EmptyTextError, Fields
@@ -261,7 +261,7 @@ def _opened(name: str, config: DataConfig) -> Source:
     source = read_source(name)
     records = tuple(map(with_relation, source.records))
     if config.held_out:
-        records = tuple(record for record in records if not is_held_out(record))
+        records = tuple(without_held_out(record) for record in records if not is_held_out(record))
     return dataclasses.replace(source, records=records)
 
 

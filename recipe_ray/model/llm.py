@@ -363,8 +363,8 @@ def load_llm(
 def load_llm_to_train(name: str, precision: Precision, device: torch.device) -> FrozenLLM:
     """Load a causal LM as a training on this device reads it fastest.
 
-    On a CPU weights that are cast at every step take a tenth of it, and over short rows fused attention's way back
-    takes twice as long as products of matrices.
+    On a CPU, without casting weights at every step a pass forward took an eighth less time, and over short rows passes
+    forward and backward took 1.4 times as long with fused attention as with products of matrices.
 
     Raises:
         ModelError, ConfigError: as `load_llm`.

@@ -1,11 +1,19 @@
 """How edits are asked in training."""
 
+import dataclasses
 import random
 
 import pytest
 
 from recipe_ray.config import INVENTED, DataConfig
-from recipe_ray.datasets.asking import PLAINLY, Asking, invented_records, is_held_out, with_relation
+from recipe_ray.datasets.asking import (
+    PLAINLY,
+    Asking,
+    invented_records,
+    is_held_out,
+    with_relation,
+    without_held_out,
+)
 from recipe_ray.datasets.sources import open_training_data
 from recipe_ray.datasets.wordings.relations import HELD_OUT, KIN_OF_HELD_OUT, load_relations
 from recipe_ray.examples import EditRecord, Question
@@ -85,6 +93,12 @@ def test_records_of_relations_held_out_are_known_by_prompt():
     held = EditRecord(prompt="The twin city of Lyon is", target="Bergen", subject="Lyon")
     assert is_held_out(with_relation(held))
     assert not is_held_out(RECORD)
+
+
+def test_questions_to_leave_alone_that_ask_for_relations_held_out_are_left_out():
+    twin = Question(prompt="nq question: what is the twin city of Lyon", target="Bergen")
+    record = dataclasses.replace(RECORD, locality={"neighbour": (twin, SPARED), "nq": (twin,)})
+    assert without_held_out(record).locality == {"neighbour": (SPARED,)}
 
 
 def test_invented_facts_are_training_data_by_themselves():
